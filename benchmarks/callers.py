@@ -44,8 +44,8 @@ def send_request(url: str, body: dict[str, Any]) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-        content: dict[str, Any] = json.load(response)
-    return content
+        answer_json: dict[str, Any] = json.load(response)
+    return answer_json
 
 
 class LoadGenerator:
@@ -69,21 +69,23 @@ class LoadGenerator:
                 self._time_request(make_request_body(caller, request_index), time.monotonic())
 
         self._run_threads([threading.Thread(target=run_caller, args=(k,)) for k in range(callers)])
-        return self._summarize(start_s)
+        return self._summarize_latencies(start_s)
 
     def run_open_loop(self, rate: float, seconds: float) -> dict[str, Any]:
         """So many images a second, on average, for so long."""
         start_s, threads = time.monotonic(), []
-        for request_index, offset_s in enumerate(sample_arrivals(rate, seconds)):
-            time.sleep(max(0.0, start_s + offset_s - time.monotonic()))
-            body = make_request_body(request_index % 16, 1 + request_index // 16)
+        for request_index, arrival_offset_s in enumerate(sample_arrivals(rate, seconds)):
+            time.sleep(max(0.0, start_s + arrival_offset_s - time.monotonic()))
+            request_body = make_request_body(request_index % 16, 1 + request_index // 16)
             threads.append(
-                threading.Thread(target=self._time_request, args=(body, start_s + offset_s))
+                threading.Thread(
+                    target=self._time_request, args=(request_body, start_s + arrival_offset_s)
+                )
             )
             threads[-1].start()
         for thread in threads:
             thread.join()
-        return self._summarize(start_s) | {"asked_per_s": round(rate, 3)}
+        return self._summarize_latencies(start_s) | {"asked_per_s": round(rate, 3)}
 
     def _run_threads(self, threads: list[threading.Thread]) -> None:
         for thread in threads:
@@ -93,7 +95,7 @@ class LoadGenerator:
 
     def _time_request(self, body: dict[str, Any], due_s: float) -> None:
         try:
-            response = send_request(self._url, body)
+            answer_json = send_request(self._url, body)
         except OSError:
             with self._lock:
                 self._failures += 1
@@ -103,10 +105,10 @@ class LoadGenerator:
             self._last_image_s = time.monotonic()
             self._latencies_s.append(self._last_image_s - due_s)
         if self._out:
-            answer_text = json.dumps({"asked": body, "image": response["data"][0]})
+            answer_text = json.dumps({"asked": body, "image": answer_json["data"][0]})
             (self._out / f"{uuid.uuid4().hex}.json").write_text(answer_text)
 
-    def _summarize(self, start_s: float) -> dict[str, Any]:
+    def _summarize_latencies(self, start_s: float) -> dict[str, Any]:
         latencies_s = sorted(self._latencies_s)
         return {
             "images": len(latencies_s),
@@ -141,11 +143,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="images a second; none: the closed loop")
     parser.add_argument("--out", type=Path, help="folder to keep answers in")
     arguments = parser.parse_args()
-    callers = LoadGenerator(arguments.url, arguments.out)
+    load_generator = LoadGenerator(arguments.url, arguments.out)
     if arguments.rate:
-        print(json.dumps(callers.run_open_loop(arguments.rate, arguments.seconds)))
+        print(json.dumps(load_generator.run_open_loop(arguments.rate, arguments.seconds)))
     else:
-        print(json.dumps(callers.run_closed_loop(arguments.callers, arguments.seconds)))
+        print(json.dumps(load_generator.run_closed_loop(arguments.callers, arguments.seconds)))
 
 
 if __name__ == "__main__":

@@ -21,20 +21,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalog_gateway import GatewayProcess
 from benchmarks.conditions import read_conditions, read_load_average
+from benchmarks.gateway_process import GatewayProcess
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.catalog import (
-    Catalog,
-    entry_name,
-    listing_position,
-    publish_run,
-    version_name,
-    withdraw_run,
-)
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.storage.subject_version import parse_version
+from dreambooth_ray.storage.subject_version import parse_bundle_manifest
+from dreambooth_ray.storage.version_catalog import (
+    SubjectVersionCatalog,
+    entry_file_name,
+    publish_run,
+    subject_listing_position,
+    version_file_name,
+    withdraw_run,
+)
 
 LOOKUPS, UNKNOWN, PAGES, PAGE = 2000, 1000, 200, 100
 READY_S, LOOKUP_MS, PAGE_MS, MEMORY_BYTES = 10.0, 50.0, 100.0, 2**30
@@ -62,30 +62,30 @@ def make_files(numbers: range) -> Iterator[tuple[str, bytes]]:
 
     Filled in from those of one subject: a million of them are made.
     """
-    entry_template, version_template = _make_templates()
-    for number in numbers:
-        subject = subject_name(number)
+    catalog_entry_template, catalog_version_template = _make_templates()
+    for subject_number in numbers:
+        subject = subject_name(subject_number)
         digest = hashlib.sha256(make_manifest(subject)).hexdigest()
-        for file_name, template in (
-            (entry_name(subject), entry_template),
-            (version_name(subject, digest[:12]), version_template),
+        for file_name, record_template in (
+            (entry_file_name(subject), catalog_entry_template),
+            (version_file_name(subject, digest[:12]), catalog_version_template),
         ):
-            record_text = template.replace(_SUBJECT, subject).replace(_DIGEST, digest)
+            record_text = record_template.replace(_SUBJECT, subject).replace(_DIGEST, digest)
             yield file_name, record_text.replace(_DIGEST[:12], digest[:12]).encode()
 
 
 def _make_templates() -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as folder:
-        catalog = Catalog(Store(folder))
-        version = parse_version(_SUBJECT, make_manifest(_SUBJECT))
-        if version is None:
+        catalog = SubjectVersionCatalog(Store(folder))
+        bundle_version = parse_bundle_manifest(_SUBJECT, make_manifest(_SUBJECT))
+        if bundle_version is None:
             raise ValueError("the manifest of the benchmark is none")
-        catalog.add(version.model_copy(update={"manifest_sha256": _DIGEST}))
-        record_names = (entry_name(_SUBJECT), version_name(_SUBJECT, _DIGEST[:12]))
+        catalog.add(bundle_version.model_copy(update={"manifest_sha256": _DIGEST}))
+        record_names = (entry_file_name(_SUBJECT), version_file_name(_SUBJECT, _DIGEST[:12]))
         return tuple(catalog.store.read(name).decode() for name in record_names)  # type: ignore[return-value]
 
 
-def fill_folder(folder: Path, num_subjects: int) -> None:
+def fill_catalog_folder(folder: Path, num_subjects: int) -> None:
     """A local catalog; without fsync, unlike commits, as it is not kept."""
     for hash_prefix in range(256):
         for catalog_folder in (paths.CATALOG, paths.CATALOG_VERSIONS):
@@ -95,7 +95,7 @@ def fill_folder(folder: Path, num_subjects: int) -> None:
     (folder / paths.CATALOG_COMPLETE).write_text('{"format": 1}')
 
 
-def fill_store(store: Store, numbers: range) -> None:
+def fill_catalog_store(store: Store, numbers: range) -> None:
     """The same in an object store, many writes at once."""
     filesystem, root = store.filesystem
     file_batch: dict[str, bytes] = {}
@@ -108,36 +108,41 @@ def fill_store(store: Store, numbers: range) -> None:
         filesystem.pipe(file_batch)
 
 
-def prepare_folder(folder: Path, num_subjects: int) -> float:
+def fill_folder_once(folder: Path, num_subjects: int) -> float:
     """Fill it, unless an earlier call has; the seconds that took."""
     record_file = folder / _FILLED
     if record_file.exists():
-        record = json.loads(record_file.read_text())
-        if record["subjects"] != num_subjects:
-            raise SystemExit(f"{folder} has {record['subjects']} subjects; name another folder")
-        return float(record["fill_s"])
+        fill_record = json.loads(record_file.read_text())
+        if fill_record["subjects"] != num_subjects:
+            raise SystemExit(
+                f"{folder} has {fill_record['subjects']} subjects; name another folder"
+            )
+        return float(fill_record["fill_s"])
     folder.mkdir(parents=True)
     start_s = time.monotonic()
-    fill_folder(folder, num_subjects)
+    fill_catalog_folder(folder, num_subjects)
     fill_s = time.monotonic() - start_s
     record_file.write_text(json.dumps({"subjects": num_subjects, "fill_s": fill_s}))
     return fill_s
 
 
-def measure_folder(folder: Path, num_subjects: int, *, is_kept: bool) -> dict[str, Any]:
+def measure_gateway_on_folder(folder: Path, num_subjects: int, *, is_kept: bool) -> dict[str, Any]:
     """A gateway in front of a local folder with so many subjects."""
     # Before what removes it again: a folder that is not of here stays.
-    fill_s = prepare_folder(folder, num_subjects)
+    fill_s = fill_folder_once(folder, num_subjects)
     try:
         rng = random.Random(0)
         lookup_subjects = [subject_name(n) for n in rng.sample(range(num_subjects), LOOKUPS)]
         for subject in lookup_subjects:
-            manifest = folder / paths.run(subject) / paths.BUNDLE / MANIFEST
-            manifest.parent.mkdir(parents=True, exist_ok=True)
-            manifest.write_bytes(make_manifest(subject))
+            manifest_file = folder / paths.run(subject) / paths.BUNDLE / MANIFEST
+            manifest_file.parent.mkdir(parents=True, exist_ok=True)
+            manifest_file.write_bytes(make_manifest(subject))
         with GatewayProcess(str(folder)) as gateway:
-            record = _measure_gateway(gateway, lookup_subjects, rng)
-            record |= {"listed_once": list_all(folder) == num_subjects, "fill_s": fill_s}
+            record = _time_gateway_requests(gateway, lookup_subjects, rng)
+            record |= {
+                "listed_once": count_listed_subjects(folder) == num_subjects,
+                "fill_s": fill_s,
+            }
             record["memory_bytes"] = gateway.memory_bytes
         return {"subjects": num_subjects, **record}
     finally:
@@ -145,7 +150,7 @@ def measure_folder(folder: Path, num_subjects: int, *, is_kept: bool) -> dict[st
             shutil.rmtree(folder)
 
 
-def _measure_gateway(
+def _time_gateway_requests(
     gateway: GatewayProcess, lookup_subjects: list[str], rng: random.Random
 ) -> dict[str, Any]:
     ready_s = gateway.ready_s
@@ -173,39 +178,39 @@ def summarize_times_ms(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def list_all(folder: Path) -> int:
+def count_listed_subjects(folder: Path) -> int:
     """How many subjects all pages together have; raises ValueError if one comes twice."""
-    catalog, num_listed, last_position = Catalog(Store(str(folder))), 0, ""
-    while subjects := catalog.list_subjects(last_position):
-        page_positions = [last_position, *map(listing_position, subjects)]
-        if page_positions != sorted(set(page_positions)):
+    catalog, num_listed, last_position = SubjectVersionCatalog(Store(str(folder))), 0, ""
+    while page_subjects := catalog.list_subjects(last_position):
+        positions = [last_position, *map(subject_listing_position, page_subjects)]
+        if positions != sorted(set(positions)):
             raise ValueError(f"pages are not in order after {last_position}")
-        num_listed, last_position = num_listed + len(subjects), page_positions[-1]
+        num_listed, last_position = num_listed + len(page_subjects), positions[-1]
     return num_listed
 
 
-def measure_store(store: Store, sizes: list[int]) -> list[dict[str, Any]]:
+def count_store_requests(store: Store, sizes: list[int]) -> list[dict[str, Any]]:
     """Requests of each operation at each number of subjects."""
-    rows_by_size, num_filled = [], 0
+    request_rows, num_stored_subjects = [], 0
     try:
         for num_subjects in sorted(sizes):
-            fill_store(store, range(num_filled, num_subjects))
-            num_filled = num_subjects
-            rows_by_size.append({"subjects": num_subjects, "requests": _count_requests(store)})
-            print(json.dumps(rows_by_size[-1]), flush=True)
-        return rows_by_size
+            fill_catalog_store(store, range(num_stored_subjects, num_subjects))
+            num_stored_subjects = num_subjects
+            request_rows.append({"subjects": num_subjects, "requests": _count_requests(store)})
+            print(json.dumps(request_rows[-1]), flush=True)
+        return request_rows
     finally:
         store.remove("")
 
 
 def _count_requests(store: Store) -> dict[str, dict[str, int]]:
-    catalog, request_counter = Catalog(store), Counter[str]()
+    catalog, request_counter = SubjectVersionCatalog(store), Counter[str]()
     filesystem, _ = store.filesystem
     filesystem.connect()
 
     def count_request(request: Any, **_: Any) -> None:
-        is_list = "list-type=" in request.url
-        request_counter["LIST" if is_list else str(request.method)] += 1
+        is_list_request = "list-type=" in request.url
+        request_counter["LIST" if is_list_request else str(request.method)] += 1
 
     filesystem.s3.meta.events.register("before-send.s3", count_request)
     run_store = store.sub(paths.run("new"))
@@ -229,9 +234,9 @@ def _count_requests(store: Store) -> dict[str, dict[str, int]]:
         "deletion": lambda: withdraw_run(run_store),
     }
     requests_by_operation = {}
-    for operation_name, operation in operations.items():
+    for operation_name, run_operation in operations.items():
         request_counter.clear()
-        operation()
+        run_operation()
         requests_by_operation[operation_name] = dict(sorted(request_counter.items()))
     filesystem.s3.meta.events.unregister("before-send.s3", count_request)
     return requests_by_operation
@@ -251,34 +256,42 @@ def main() -> None:
     if arguments.fill:
         if not arguments.folder or arguments.json or arguments.storage:
             parser.error("--fill is for --folder alone")
-        prepare_folder(arguments.folder, arguments.subjects)
+        fill_folder_once(arguments.folder, arguments.subjects)
         return
-    record: dict[str, Any] = {}
+    catalog_record: dict[str, Any] = {}
     if arguments.json and arguments.json.is_file():
-        record = json.loads(arguments.json.read_text())
+        catalog_record = json.loads(arguments.json.read_text())
     conditions = read_conditions()
     if arguments.folder:
-        folder_record = measure_folder(arguments.folder, arguments.subjects, is_kept=arguments.keep)
+        gateway_record = measure_gateway_on_folder(
+            arguments.folder, arguments.subjects, is_kept=arguments.keep
+        )
         limits_met = {
-            "ready_s": folder_record["ready_s"] <= READY_S,
-            "lookup_p99_ms": folder_record["lookup_ms"]["p99"] <= LOOKUP_MS,
-            "page_median_ms": folder_record["page_ms"]["median"] <= PAGE_MS,
-            "page_p99_ms": folder_record["page_ms"]["p99"] <= PAGE_MS,
-            "memory_bytes": folder_record["memory_bytes"] <= MEMORY_BYTES,
+            "ready_s": gateway_record["ready_s"] <= READY_S,
+            "lookup_p99_ms": gateway_record["lookup_ms"]["p99"] <= LOOKUP_MS,
+            "page_median_ms": gateway_record["page_ms"]["median"] <= PAGE_MS,
+            "page_p99_ms": gateway_record["page_ms"]["p99"] <= PAGE_MS,
+            "memory_bytes": gateway_record["memory_bytes"] <= MEMORY_BYTES,
         }
-        record["folder"] = {**folder_record, "reached": limits_met, "conditions": conditions}
-        record["folder"]["load_average_after"] = read_load_average()
-        print(json.dumps(record["folder"], indent=1), flush=True)
+        catalog_record["folder"] = {
+            **gateway_record,
+            "reached": limits_met,
+            "conditions": conditions,
+        }
+        catalog_record["folder"]["load_average_after"] = read_load_average()
+        print(json.dumps(catalog_record["folder"], indent=1), flush=True)
     if arguments.storage:
-        store_rows = measure_store(Store(arguments.storage), arguments.sizes)
-        has_equal_requests = all(row["requests"] == store_rows[0]["requests"] for row in store_rows)
-        record["store"] = {
+        store_rows = count_store_requests(Store(arguments.storage), arguments.sizes)
+        are_request_counts_equal = all(
+            row["requests"] == store_rows[0]["requests"] for row in store_rows
+        )
+        catalog_record["store"] = {
             "rows": store_rows,
-            "equal": has_equal_requests,
+            "equal": are_request_counts_equal,
             "conditions": conditions,
         }
     if arguments.json:
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(catalog_record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

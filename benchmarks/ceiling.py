@@ -15,12 +15,12 @@ COPIED_BYTES = 2**26
 def measure_ceilings(repeats: int = 7) -> dict[str, float]:
     """Best rates of float32 matrix products (GFLOP/s) and of copying (GB/s, read and write)."""
     a, b = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
-    source = torch.rand(COPIED_BYTES // 4)
-    target = torch.empty_like(source)
-    product_s = _measure_best_s(lambda: torch.mm(a, b), repeats)
-    copy_s = _measure_best_s(lambda: target.copy_(source), repeats)
+    source_buffer = torch.rand(COPIED_BYTES // 4)
+    target_buffer = torch.empty_like(source_buffer)
+    matmul_s = _measure_best_s(lambda: torch.mm(a, b), repeats)
+    copy_s = _measure_best_s(lambda: target_buffer.copy_(source_buffer), repeats)
     return {
-        "matmul_gflops": round(2 * SIDE**3 / product_s / 1e9, 1),
+        "matmul_gflops": round(2 * SIDE**3 / matmul_s / 1e9, 1),
         "copy_gb_s": round(2 * COPIED_BYTES / copy_s / 1e9, 2),
     }
 
@@ -36,9 +36,9 @@ def _measure_best_s(work: Callable[[], object], repeats: int) -> float:
 
 def count_flops(work: Callable[[], object]) -> int:
     """Floating-point operations of `work`, by torch's own count of products and convolutions."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as flop_counter:
         work()
-    return int(counter.get_total_flops())
+    return int(flop_counter.get_total_flops())
 
 
 def count_unet_flops(unet: UNet2DConditionModel, rows: int, side_px: int, factor: int) -> int:

@@ -27,12 +27,12 @@ from benchmarks.conditions import read_conditions
 from benchmarks.fullsize_theme import write_model
 from benchmarks.random_models import SD15
 from dreambooth_ray.bundles.bundle import export_bundle
-from dreambooth_ray.bundles.formats import export_run
+from dreambooth_ray.bundles.export_formats import export_run
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import load_components, load_pipeline
 from dreambooth_ray.models.model_directory import model_directory
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
@@ -62,8 +62,8 @@ class OneWeightModule(DreamBoothModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """A loss of one weight."""
-        weight = next(p for p in self.parameters() if p.requires_grad)
-        return weight.sum() * 0.0
+        parameter = next(p for p in self.parameters() if p.requires_grad)
+        return parameter.sum() * 0.0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Nothing: the batch is none of the product's."""
@@ -72,12 +72,13 @@ class OneWeightModule(DreamBoothModule):
         """The product's, with its state as after a step of all weights."""
         optimizer_setup = super().configure_optimizers()
         optimizer = optimizer_setup["optimizer"]
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
+        for param_group in optimizer.param_groups:
+            for parameter in param_group["params"]:
                 # Zeros of the system are no memory before they are written to.
-                optimizer.state[weight] = {
+                optimizer.state[parameter] = {
                     "step": torch.zeros(()),
-                    "exp_avg": torch.zeros(weight.shape), "exp_avg_sq": torch.zeros(weight.shape),
+                    "exp_avg": torch.zeros(parameter.shape),
+                    "exp_avg_sq": torch.zeros(parameter.shape),
                 }  # fmt: skip
         return optimizer_setup
 
@@ -92,18 +93,18 @@ class StopAtTrainStart(pl.Callback):
         """Note the peak, and what this process has to hold."""
         self.peak_bytes = read_peak_bytes()
         weights = list(pl_module.parameters())
-        moments = [
+        optimizer_moments = [
             value
             for state in trainer.optimizers[0].state.values()
             for value in state.values()
             if isinstance(value, torch.Tensor)
         ]
-        self.held_bytes = sum(t.numel() * t.element_size() for t in [*weights, *moments])
+        self.held_bytes = sum(t.numel() * t.element_size() for t in [*weights, *optimizer_moments])
         trainer.should_stop = True
-        raise _LoadedError
+        raise _StateLoadedError
 
 
-class _LoadedError(Exception):
+class _StateLoadedError(Exception):
     pass
 
 
@@ -112,8 +113,8 @@ def read_peak_bytes() -> int:
 
     Not getrusage's, which counts what its parent held when it was started.
     """
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+    process_status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", process_status)[1]) * 1024  # type: ignore[index]
 
 
 def make_module(
@@ -121,7 +122,7 @@ def make_module(
 ) -> DreamBoothModule:
     """The module over a model that is loaded anew."""
     components = load_components(Path(config.model.uri))
-    apply_method(config, components)
+    apply_train_method(config, components)
     return kind(config, components)
 
 
@@ -143,29 +144,29 @@ def write_run(folder: Path, divisor: int) -> None:
     """A model, and a run of it whose last checkpoint is committed."""
     write_model(folder / "model", replace(SD15, divisor=divisor))
     config = build_config(folder)
-    run = open_run(config)
+    run_store = open_run(config)
     trainer = make_trainer(1)
     trainer.fit(make_module(config, OneWeightModule), make_loader())
     local_folder = folder / "local"
     trainer.save_checkpoint(local_folder / STATE)
-    run.write(paths.METRICS, b'{"step": 1, "loss": 1.0}\n')
-    manifest.commit_artifact(run, paths.checkpoint(1), local_folder, {"step": 1})
+    run_store.write(paths.METRICS, b'{"step": 1, "loss": 1.0}\n')
+    manifest.commit_artifact(run_store, paths.checkpoint(1), local_folder, {"step": 1})
     for path in sorted(local_folder.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
 
 
 def resume(config: Config, run: Store) -> dict[str, int]:
     """Load the run's checkpoint as a worker does, up to the first step."""
-    module, start_callback = make_module(config), StopAtTrainStart()
+    module, stop_callback = make_module(config), StopAtTrainStart()
     with restored_checkpoint(
         run, config, BaseModel(Path(config.model.uri), ""), WorkerRank(0, 0, 0, 1)
     ) as restored_state:
         assert restored_state is not None
-        with suppress(_LoadedError):
-            make_trainer(2, start_callback).fit(
+        with suppress(_StateLoadedError):
+            make_trainer(2, stop_callback).fit(
                 module, make_loader(), ckpt_path=str(restored_state.state), weights_only=False
             )
-    return {"peak_bytes": start_callback.peak_bytes, "held_bytes": start_callback.held_bytes}
+    return {"peak_bytes": stop_callback.peak_bytes, "held_bytes": stop_callback.held_bytes}
 
 
 def make_bundle(config: Config, run: Store) -> dict[str, int]:
@@ -187,10 +188,10 @@ def run_task(folder: Path, task: str, divisor: int) -> dict[str, int]:
         write_run(folder, divisor)
         return {"peak_bytes": read_peak_bytes()}
     config = build_config(folder)
-    run = Store(str(folder / "out")).sub(paths.run("memory"))
+    run_store = Store(str(folder / "out")).sub(paths.run("memory"))
     if task == "resume":
-        return resume(config, run)
-    return make_bundle(config, run) if task == "bundle" else export(folder, run, task)
+        return resume(config, run_store)
+    return make_bundle(config, run_store) if task == "bundle" else export(folder, run_store, task)
 
 
 def measure(divisor: int, tasks: tuple[str, ...] = TASKS) -> dict[str, Any]:
@@ -218,13 +219,13 @@ def make_case(task: str, peaks: dict[str, int], half_bytes: int) -> dict[str, An
     reference_bytes, max_ratio = (
         (peaks["held_bytes"], RESUME_BAR) if task == "resume" else (half_bytes, EXPORT_BAR)
     )
-    ratio = peaks["peak_bytes"] / reference_bytes
+    peak_ratio = peaks["peak_bytes"] / reference_bytes
     return {
         "case": task,
         **peaks,
-        "ratio": round(ratio, 3),
+        "ratio": round(peak_ratio, 3),
         "bar": max_ratio,
-        "reached": ratio <= max_ratio,
+        "reached": peak_ratio <= max_ratio,
     }
 
 
@@ -254,8 +255,10 @@ def main() -> None:
     if arguments.task:
         # What the libraries take, some of which come with the first model alone.
         load_pipeline(model_directory("toyworld"))
-        baseline = {"base_bytes": read_peak_bytes()}
-        print(json.dumps(baseline | run_task(arguments.folder, arguments.task, arguments.divisor)))
+        base_memory = {"base_bytes": read_peak_bytes()}
+        print(
+            json.dumps(base_memory | run_task(arguments.folder, arguments.task, arguments.divisor))
+        )
         return
     record = {**measure(arguments.divisor, tuple(arguments.tasks)), "conditions": read_conditions()}
     record_text = json.dumps(record, indent=1)

@@ -22,17 +22,17 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.class_images import generate_class_images
 from benchmarks.measure import BenchmarkCase, compare_sides, compute_quantiles, make_timed
 from benchmarks.recovery import measure_recovery
-from benchmarks.theme import Setting
+from benchmarks.theme import BenchmarkSettings
+from benchmarks.timed_run_setup import generate_class_images
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import Photograph, read_configured_subject, split_photographs
+from dreambooth_ray.data.subject import Photograph, read_configured_photographs, split_photographs
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_directory, model_hash
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.preparation import PreparedRun
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.fence import find_checkpoint
@@ -40,7 +40,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.training.callbacks.loggers import Loggers
 from dreambooth_ray.training.callbacks.side_work import SideWork
-from dreambooth_ray.training.callbacks.step_sequence import StepSequence
+from dreambooth_ray.training.callbacks.training_step_callback import TrainingStepCallback
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver, WorkerRank
 from dreambooth_ray.training.dataset import TrainingDataset
@@ -63,40 +63,42 @@ class TrainingEndClock(pl.Callback):
         self.at_s = time.perf_counter()
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     """Wait and upload of both methods, in smoke profile of one, and a recovery."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    external_storage = os.environ.get("BENCH_STORAGE", "")
+    external_storage_uri = os.environ.get("BENCH_STORAGE", "")
     cases, interval_steps = list[dict[str, Any]](), setting.pick(25, 50)
     for method in ("full", "lora")[: setting.pick(1, 2)]:
         with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
             folder = Path(temp_folder)
-            storage = external_storage or str(folder / "storage")
+            storage_uri = external_storage_uri or str(folder / "storage")
             cases.append(
                 _measure_training(
                     method,
                     interval_steps,
                     interval_steps * setting.pick(2, 8),
-                    storage,
+                    storage_uri,
                     folder,
                 )
             )
-            cases.append(_measure_upload(method, storage, folder, setting.pick(3, 9)))
+            cases.append(_measure_upload(method, storage_uri, folder, setting.pick(3, 9)))
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
-        storage = external_storage or str(Path(temp_folder) / "storage")
+        storage_uri = external_storage_uri or str(Path(temp_folder) / "storage")
         num_kills, num_workers, num_class_images = (
             setting.pick(*pair) for pair in ((1, 3), (1, 2), (0, 8))
         )
         cases.append(
-            measure_recovery(Path(temp_folder), storage, num_kills, num_workers, num_class_images)
+            measure_recovery(
+                Path(temp_folder), storage_uri, num_kills, num_workers, num_class_images
+            )
         )
     return {
         "headline": {"without_waiting": cases[0]["case"]},
         "cases": cases,
         "configuration": {
             "every": interval_steps,
-            "storage": "object storage" if external_storage else "a folder",
+            "storage": "object storage" if external_storage_uri else "a folder",
             "class_images": CLASS_IMAGES, "workers": 1,
         },
     }  # fmt: skip
@@ -113,42 +115,44 @@ def _measure_training(
         "prior.num_inference_steps=8", "sample.every=0", "cluster.workers=1", f"run_id={method}",
     ]  # fmt: skip
     config = load_config("toy-robot.yaml", overrides)
-    directory = model_directory(config.model.uri)
-    prior_request, prior_store = generate_class_images(PreparedRun(config, directory))
-    components = load_components(directory)
-    apply_method(config, components)
+    model_folder = model_directory(config.model.uri)
+    prior_request, prior_store = generate_class_images(PreparedRun(config, model_folder))
+    components = load_components(model_folder)
+    apply_train_method(config, components)
     photographs = _read_training_photographs(config)
     dataset = TrainingDataset(
         config, components, photographs, PriorSet(prior_store, prior_request.count), (0, 1)
     )
-    run = Store(storage).sub(paths.run(method))
-    side_work, end_clock = SideWork(run), TrainingEndClock()
-    loggers, worker_rank = Loggers(run, config, 0, side_work), WorkerRank(0, 0, 0, 1)
-    saver = CheckpointSaver(run, config, side_work, worker_rank, _describe_run(config, directory))
+    run_store = Store(storage).sub(paths.run(method))
+    background_work, end_clock = SideWork(run_store), TrainingEndClock()
+    loggers, worker_rank = Loggers(run_store, config, 0, background_work), WorkerRank(0, 0, 0, 1)
+    saver = CheckpointSaver(
+        run_store, config, background_work, worker_rank, _make_run_metadata(config, model_folder)
+    )
     nan_guard = NanGuard(dataset, config.train.precision)
-    step_sequence = StepSequence(
-        run, dataset, side_work=side_work, loggers=loggers, guard=nan_guard, saver=saver
+    step_callback = TrainingStepCallback(
+        run_store, dataset, side_work=background_work, loggers=loggers, guard=nan_guard, saver=saver
     )
     trainer = pl.Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
-        callbacks=[end_clock, step_sequence], enable_progress_bar=False,
+        callbacks=[end_clock, step_callback], enable_progress_bar=False,
         enable_model_summary=False, gradient_clip_val=config.train.max_grad_norm,
         use_distributed_sampler=False, default_root_dir=folder, plugins=[DirectCheckpointIO()],
     )  # fmt: skip
     start_s = time.perf_counter()
     trainer.fit(DreamBoothModule(config, components), DataLoader(dataset, batch_size=None))
-    step_sequence.finish(trainer)
-    training_s, last_checkpoint_s = end_clock.at_s - start_s, time.perf_counter() - end_clock.at_s
-    newest_checkpoint = find_checkpoint(run, committed_steps(run)[-1]).name
+    step_callback.finish(trainer)
+    training_s, last_save_s = end_clock.at_s - start_s, time.perf_counter() - end_clock.at_s
+    newest_checkpoint = find_checkpoint(run_store, committed_steps(run_store)[-1]).name
     training_share = 1 - saver.waited_s / training_s
     return {
         "case": f"{method}: a checkpoint every {interval_steps} steps",
         "peer": "without_waiting",
         "steps": steps,
-        "bytes_each": manifest.artifact_size_bytes(run, newest_checkpoint),
+        "bytes_each": manifest.artifact_size_bytes(run_store, newest_checkpoint),
         "training_s": round(training_s, 2),
         "waited_s": round(saver.waited_s, 3),
-        "last_checkpoint_s": round(last_checkpoint_s, 2),
+        "last_checkpoint_s": round(last_save_s, 2),
         "ratio": compute_quantiles([training_share]),
         "bar": 1 - MAX_WAITING_SHARE,
         "reached": training_share >= 1 - MAX_WAITING_SHARE,
@@ -158,33 +162,33 @@ def _measure_training(
 def _read_training_photographs(config: Config) -> list[list[Photograph]]:
     """Photographs of each subject, without those held out for validation."""
     return [
-        split_photographs(config, read_configured_subject(config, subject))[0]
+        split_photographs(config, read_configured_photographs(config, subject))[0]
         for subject in config.all_subjects
     ]
 
 
 def _measure_upload(method: str, storage: str, folder: Path, pairs: int) -> dict[str, Any]:
     """Bytes a second of a commit, and of the same files copied without hashes or manifest."""
-    run = Store(storage).sub(paths.run(method))
+    run_store = Store(storage).sub(paths.run(method))
     source_folder = folder / "files"
-    newest_checkpoint = find_checkpoint(run, committed_steps(run)[-1])
-    manifest.download_artifact(run, newest_checkpoint.name, source_folder)
-    copy_store, copy_numbers = Store(storage).sub("copies"), count()
+    newest_checkpoint = find_checkpoint(run_store, committed_steps(run_store)[-1])
+    manifest.download_artifact(run_store, newest_checkpoint.name, source_folder)
+    copy_store, copy_counter = Store(storage).sub("copies"), count()
     filesystem, root = copy_store.filesystem
 
-    def commit() -> None:
-        manifest.commit_artifact(copy_store, str(next(copy_numbers)), source_folder, {})
+    def commit_files() -> None:
+        manifest.commit_artifact(copy_store, str(next(copy_counter)), source_folder, {})
 
     def copy_files() -> None:
-        filesystem.put(f"{source_folder}/", f"{root}/{next(copy_numbers)}/", recursive=True)
+        filesystem.put(f"{source_folder}/", f"{root}/{next(copy_counter)}/", recursive=True)
 
     megabytes = (
         sum(path.stat().st_size for path in source_folder.rglob("*") if path.is_file()) / 1e6
     )
     case = BenchmarkCase(f"{method}: upload with hashes", "plain_copy", megabytes, "MB")
-    return compare_sides(case, make_timed(commit), make_timed(copy_files), pairs)
+    return compare_sides(case, make_timed(commit_files), make_timed(copy_files), pairs)
 
 
-def _describe_run(config: Config, directory: Path) -> dict[str, object]:
+def _make_run_metadata(config: Config, directory: Path) -> dict[str, object]:
     strategy = config.train.strategy
     return {"strategy": strategy, "world_size": 1, "model_hash": model_hash(directory)}

@@ -25,13 +25,13 @@ from benchmarks.study_judge import CACHE_EVERY, copy_for_sampling
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.evaluation.encoders import load_encoder
+from dreambooth_ray.evaluation.encoders import load_image_encoder
 from dreambooth_ray.evaluation.image_metrics import photograph_similarity
-from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint, select_best
+from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint, select_best_checkpoint
 from dreambooth_ray.evaluation.protocol import (
+    EvaluationProtocol,
     EvaluationSpec,
-    Protocol,
-    evaluation_prompts,
+    build_evaluation_prompts,
     load_protocol,
 )
 from dreambooth_ray.models.components import Components
@@ -62,12 +62,14 @@ def make_drifting_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
     return [StudyCell(subject, "lora", False, overrides) for subject in subjects]
 
 
-def load_side_protocol(name: str) -> Protocol:
+def load_side_protocol(name: str) -> EvaluationProtocol:
     """The protocol of the choice, with more images; the side `judged` has other seeds."""
-    base_settings = load_protocol("toyworld-brief").model_dump()
-    short_settings = {"solver": "dpmpp_2m", "num_inference_steps": 10, "other_prompts": ()}
-    side_settings = {"images_per_prompt": SIDES[name], "seed": list(SIDES).index(name)}
-    return Protocol.model_validate({**base_settings, **short_settings, **side_settings})
+    protocol_settings = load_protocol("toyworld-brief").model_dump()
+    short_sampling_settings = {"solver": "dpmpp_2m", "num_inference_steps": 10, "other_prompts": ()}
+    side_overrides = {"images_per_prompt": SIDES[name], "seed": list(SIDES).index(name)}
+    return EvaluationProtocol.model_validate(
+        {**protocol_settings, **short_sampling_settings, **side_overrides}
+    )
 
 
 class LikenessScorer:
@@ -75,9 +77,11 @@ class LikenessScorer:
 
     def __init__(self, config: Config) -> None:
         self._words = config.subject.identifier, config.subject.class_noun
-        self._encoder = load_encoder(load_side_protocol("chosen").encoders.dino)
-        paths = find_photographs(Path(config.subject.photos))
-        self._photographs = self._encoder.embed_images([read_photograph(p) for p in paths])
+        self._encoder = load_image_encoder(load_side_protocol("chosen").encoders.dino)
+        photograph_paths = find_photographs(Path(config.subject.photos))
+        self._photographs = self._encoder.embed_images(
+            [read_photograph(p) for p in photograph_paths]
+        )
 
     def __call__(self, parts: Components) -> dict[str, dict[str, Any]]:
         """By side: "dino", a mean over the prompts for each image's number, and "pres"; of few
@@ -85,15 +89,15 @@ class LikenessScorer:
         engine = Engine(copy_for_sampling(parts))
         return {name: self._score_image_set(engine, load_side_protocol(name)) for name in SIDES}
 
-    def _score_image_set(self, engine: Engine, protocol: Protocol) -> dict[str, Any]:
-        prompts = evaluation_prompts(EvaluationSpec(protocol, "", *self._words, (), None))
-        requests = [
+    def _score_image_set(self, engine: Engine, protocol: EvaluationProtocol) -> dict[str, Any]:
+        prompts = build_evaluation_prompts(EvaluationSpec(protocol, "", *self._words, (), None))
+        sampling_requests = [
             Request(
                 q.prompt, q.seed, params=protocol.sampling_params, cache_every=CACHE_EVERY,
             )
             for q in prompts
         ]  # fmt: skip
-        images = [output.image for output in engine.sample(requests)]
+        images = [output.image for output in engine.sample(sampling_requests)]
         likeness = photograph_similarity(self._encoder.embed_images(images), self._photographs)
         subject_likeness = likeness[[i for i, q in enumerate(prompts) if q.kind == "subject"]]
         class_likeness = likeness[[i for i, q in enumerate(prompts) if q.kind == "class"]]
@@ -123,15 +127,17 @@ def read_scored_checkpoints(line: dict[str, Any], name: str, count: int | None) 
     ]
 
 
-def make_row(line: dict[str, Any], count: int | None, max_drift: float) -> dict[str, Any]:
+def compare_choice_with_best(
+    line: dict[str, Any], count: int | None, max_drift: float
+) -> dict[str, Any]:
     """One run: what the rule takes by `count` images a prompt, held against the best.
 
     count: None is few images of all
     """
     judged_by_step = {s.step: s for s in read_scored_checkpoints(line, "judged", SIDES["judged"])}
     chosen_checkpoint, best_checkpoint = (
-        select_best(read_scored_checkpoints(line, "chosen", count), max_drift),
-        select_best([*judged_by_step.values()], max_drift),
+        select_best_checkpoint(read_scored_checkpoints(line, "chosen", count), max_drift),
+        select_best_checkpoint([*judged_by_step.values()], max_drift),
     )
     assert chosen_checkpoint is not None and best_checkpoint is not None
     chosen_as_judged, last_as_judged = (
@@ -154,25 +160,25 @@ def summarize_runs(
     lines: list[dict[str, Any]], max_drift: float, counts: Sequence[int | None] = COUNTS
 ) -> dict[str, Any]:
     """By images a prompt: in how many runs the choice is within 2 % of the best."""
-    summary_by_count = {}
-    for count in counts:
-        run_rows = [make_row(line, count, max_drift) for line in lines]
-        shortfalls = [r["shortfall"] for r in run_rows]
+    summary_by_images_per_prompt = {}
+    for images_per_prompt in counts:
+        run_rows = [compare_choice_with_best(line, images_per_prompt, max_drift) for line in lines]
+        fidelity_shortfalls = [r["shortfall"] for r in run_rows]
         last_steps = [max(map(int, line["points"])) for line in lines]
-        summary_by_count[str(count or "brief")] = {
+        summary_by_images_per_prompt[str(images_per_prompt or "brief")] = {
             "runs": len(run_rows),
             "within_2_percent": sum(
                 r["shortfall"] <= WITHIN and r["drift"] <= max_drift for r in run_rows
             ),
-            "worst": max(shortfalls),
-            "mean": round(statistics.fmean(shortfalls), 4),
+            "worst": max(fidelity_shortfalls),
+            "mean": round(statistics.fmean(fidelity_shortfalls), 4),
             "last_within_2_percent": sum(r["shortfall_of_the_last"] <= WITHIN for r in run_rows),
             "best_is_the_last": sum(
                 row["best"] == step for row, step in zip(run_rows, last_steps, strict=True)
             ),
             "each": run_rows,
         }
-    return summary_by_count
+    return summary_by_images_per_prompt
 
 
 def list_checkpoint_steps(cell: StudyCell) -> tuple[int, ...]:

@@ -47,13 +47,13 @@ def measure(setting: ClusterSetting, counts: tuple[int, ...]) -> dict[str, Any]:
         ray.serve.run(build(config), name=APPLICATION)
         url = f"http://{find_head_address()}:{PORT}{GENERATE}"
         warm_up(url, 1)
-        with _watch_replicas() as replica_count:
-            cases = _run_phases(url, replica_count, max(counts), setting.pick(8, 30))
+        with _watch_replicas() as replica_watcher:
+            cases = _run_load_phases(url, replica_watcher, max(counts), setting.pick(8, 30))
     finally:
         ray.serve.shutdown()
     return {
         "cases": cases,
-        "replicas_by_second": replica_count.history,
+        "replicas_by_second": replica_watcher.history,
         "configuration": {
             "device": setting.device, "replicas": config.replicas.model_dump(mode="json"),
             "seconds_a_phase": setting.pick(8, 30),
@@ -77,17 +77,17 @@ def make_serve_config(setting: ClusterSetting, most: int) -> ServeConfig:
     )
 
 
-class ReplicaCount:
+class ReplicaCountWatcher:
     """How many replicas answer, looked at twice a second by a thread."""
 
     def __init__(self) -> None:
         self.history: list[tuple[float, int]] = []
         self._ended, self._start_s = threading.Event(), time.monotonic()
-        self._thread = threading.Thread(target=self._watch, name="replicas", daemon=True)
+        self._thread = threading.Thread(target=self._record_counts, name="replicas", daemon=True)
         self.now = count_replicas()
         self._thread.start()
 
-    def _watch(self) -> None:
+    def _record_counts(self) -> None:
         while not self._ended.wait(_POLL_S):
             self.now = count_replicas()
             if not self.history or self.history[-1][1] != self.now:
@@ -100,12 +100,12 @@ class ReplicaCount:
 
 
 @contextmanager
-def _watch_replicas() -> Iterator[ReplicaCount]:
-    replica_count = ReplicaCount()
+def _watch_replicas() -> Iterator[ReplicaCountWatcher]:
+    replica_watcher = ReplicaCountWatcher()
     try:
-        yield replica_count
+        yield replica_watcher
     finally:
-        replica_count.end()
+        replica_watcher.end()
 
 
 def count_replicas() -> int:
@@ -114,8 +114,8 @@ def count_replicas() -> int:
     return int(application_status.deployments[DEFAULT_POOL].replica_states.get("RUNNING", 0))
 
 
-def _run_phases(
-    url: str, replica_count: ReplicaCount, most: int, seconds: float
+def _run_load_phases(
+    url: str, replica_watcher: ReplicaCountWatcher, most: int, seconds: float
 ) -> list[dict[str, Any]]:
     """One replica, more and more, N, fewer, and one again.
 
@@ -123,39 +123,39 @@ def _run_phases(
     """
     one_caller_record = run_callers(url, seconds, "--callers", "1")
     one_caller_rate = one_caller_record["images_per_s"]
-    cases = [{"phase": "one caller", **one_caller_record, "replicas": [replica_count.now] * 2}]
+    cases = [{"phase": "one caller", **one_caller_record, "replicas": [replica_watcher.now] * 2}]
 
-    def run_phase(phase: str, share: float) -> None:
-        replicas_before = replica_count.now
-        record = run_callers(url, seconds, "--rate", str(share * one_caller_rate))
+    def run_load_phase(phase: str, share: float) -> None:
+        replicas_before = replica_watcher.now
+        phase_record = run_callers(url, seconds, "--rate", str(share * one_caller_rate))
         # Arrivals are random: in a short phase not the rate that was asked for.
-        offered_rate = round((record["images"] + record["failures"]) / seconds, 4)
+        offered_rate = round((phase_record["images"] + phase_record["failures"]) / seconds, 4)
         cases.append(
             {
                 "phase": phase,
-                **record,
+                **phase_record,
                 "offered_per_s": offered_rate,
-                "replicas": [replicas_before, replica_count.now],
+                "replicas": [replicas_before, replica_watcher.now],
             }
         )
         print(cases[-1], file=sys.stderr)
 
-    def run_until(count: int, phase: str, share: float) -> None:
+    def run_until_replicas(count: int, phase: str, share: float) -> None:
         for _ in range(MAX_PHASES):
-            if replica_count.now == count:
+            if replica_watcher.now == count:
                 return
-            run_phase(phase, share)
-        if replica_count.now != count:
+            run_load_phase(phase, share)
+        if replica_watcher.now != count:
             raise CapacityError(
-                f"after {MAX_PHASES} phases of {seconds} s there are {replica_count.now} replicas, "
-                f"not {count}; is there room for them on the cluster?"
+                f"after {MAX_PHASES} phases of {seconds} s there are {replica_watcher.now} "
+                f"replicas, not {count}; is there room for them on the cluster?"
             )
 
-    run_phase("one replica", LITTLE)
-    run_until(most, "load rises", max(2.0, MUCH * most))
-    run_phase(f"{most} replicas", MUCH * most)
-    run_until(1, "load falls", LITTLE / 2)
-    run_phase("one replica again", LITTLE)
+    run_load_phase("one replica", LITTLE)
+    run_until_replicas(most, "load rises", max(2.0, MUCH * most))
+    run_load_phase(f"{most} replicas", MUCH * most)
+    run_until_replicas(1, "load falls", LITTLE / 2)
+    run_load_phase("one replica again", LITTLE)
     return cases
 
 

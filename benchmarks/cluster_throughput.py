@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmarks.conditions import read_conditions, read_load_average
 from benchmarks.theme import Profile
-from cluster.session import connection
+from cluster.session import ray_connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.storage.store import Store
@@ -64,15 +64,17 @@ def run_cluster_benchmark(theme: str, setting: ClusterSetting) -> dict[str, Any]
     theme_module = import_module(f"benchmarks.{THEMES[theme]}")
     conditions = read_conditions()
     # Of this measurement alone: nobody's runs and subjects are beside its own.
-    bench_store = Store(setting.storage).sub(f"bench-{uuid.uuid4().hex[:12]}")
-    with connection(ClusterConfig(address=setting.address, gpus=setting.gpus), 0):
+    scratch_store = Store(setting.storage).sub(f"bench-{uuid.uuid4().hex[:12]}")
+    with ray_connection(ClusterConfig(address=setting.address, gpus=setting.gpus), 0):
         hosts = describe_hosts()
-        counts = choose_counts(setting, sum(host[setting.device] for host in hosts))
+        worker_counts = choose_counts(setting, sum(host[setting.device] for host in hosts))
         try:
-            _check_hosts(bench_store, setting.storage)
-            theme_result = theme_module.measure(replace(setting, storage=bench_store.uri), counts)
+            _check_host_access(scratch_store, setting.storage)
+            theme_result = theme_module.measure(
+                replace(setting, storage=scratch_store.uri), worker_counts
+            )
         finally:
-            bench_store.remove("")
+            scratch_store.remove("")
     record = {
         "theme": f"{theme} on a cluster",
         **theme_result,
@@ -102,33 +104,33 @@ def choose_counts(setting: ClusterSetting, num_devices: int) -> tuple[int, ...]:
     """Numbers of workers to measure, 1 first; raises ConfigError where there is no room."""
     if num_devices < 1:
         raise ConfigError(f"the cluster at {setting.address} has no {setting.device}")
-    counts = setting.workers
-    if not counts:
-        counts = tuple(range(1, num_devices + 1))
+    worker_counts = setting.workers
+    if not worker_counts:
+        worker_counts = tuple(range(1, num_devices + 1))
         if num_devices > MAX_COUNTS:
             powers_of_two = [2**k for k in range(num_devices.bit_length()) if 2**k < num_devices]
-            counts = (*powers_of_two, num_devices)
-    if max(counts) > num_devices:
+            worker_counts = (*powers_of_two, num_devices)
+    if max(worker_counts) > num_devices:
         raise ConfigError(
-            f"--workers={','.join(map(str, counts))}: the cluster has {num_devices} "
+            f"--workers={','.join(map(str, worker_counts))}: the cluster has {num_devices} "
             f"{setting.device}s, and each worker takes one"
         )
-    return tuple(sorted({1, *counts}))
+    return tuple(sorted({1, *worker_counts}))
 
 
 def find_head_address() -> str:
     """Address of the host that the cluster's head runs on."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    head_nodes = [node for node in nodes if "node:__internal_head__" in node["Resources"]]
-    return str((head_nodes or nodes)[0]["NodeManagerAddress"])
+    living_nodes = [node for node in ray.nodes() if node["Alive"]]
+    head_nodes = [node for node in living_nodes if "node:__internal_head__" in node["Resources"]]
+    return str((head_nodes or living_nodes)[0]["NodeManagerAddress"])
 
 
-def _check_hosts(bench_store: Store, storage: str) -> None:
+def _check_host_access(scratch_store: Store, storage: str) -> None:
     """raises: ConfigError unless every host has this package and reads what this process writes"""
-    probe_name = ".probe"
+    probe_file = ".probe"
 
     # Inside, so that it is sent as it is: hosts need not import what this module does.
-    def find_problem(uri: str, name: str) -> str:
+    def find_host_problem(uri: str, name: str) -> str:
         if importlib.util.find_spec("benchmarks") is None:
             return "it needs dreambooth-ray[bench]"
         if Store(uri).exists(name):
@@ -138,18 +140,18 @@ def _check_hosts(bench_store: Store, storage: str) -> None:
             "that all hosts share"
         )
 
-    bench_store.check_writable()
-    bench_store.write(probe_name, b"1")
-    problem_refs = {}
+    scratch_store.check_writable()
+    scratch_store.write(probe_file, b"1")
+    problem_ref_by_host = {}
     for node in ray.nodes():
         if node["Alive"]:
             node_affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            remote_task = ray.remote(find_problem).options(
+            remote_task = ray.remote(find_host_problem).options(
                 num_cpus=0, scheduling_strategy=node_affinity
             )
-            problem_refs[node["NodeManagerAddress"]] = remote_task.remote(
-                bench_store.uri, probe_name
+            problem_ref_by_host[node["NodeManagerAddress"]] = remote_task.remote(
+                scratch_store.uri, probe_file
             )
-    for host, problem_ref in problem_refs.items():
-        if problem := ray.get(problem_ref):
-            raise ConfigError(f"host {host} can't take part: {problem}")
+    for host_address, problem_object_ref in problem_ref_by_host.items():
+        if problem := ray.get(problem_object_ref):
+            raise ConfigError(f"host {host_address} can't take part: {problem}")

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.cluster_throughput import ClusterSetting
 from benchmarks.gated_runs import dump_portable_config, make_config, start_gated_run
 from benchmarks.measure import compute_quantiles
-from benchmarks.theme import Setting
+from benchmarks.theme import BenchmarkSettings
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import upload_photographs
 from dreambooth_ray.storage.store import Store
@@ -49,13 +49,13 @@ def _make_config(
     folder: Path, setting: ClusterSetting, num_workers: int, num_class_images: int
 ) -> Config:
     """A run whose photographs every host can read."""
-    base_setting = Setting(setting.model, (num_workers,), setting.profile)
-    local_config = make_config(folder, base_setting, "local", 1, num_class_images=num_class_images)
+    theme_setting = BenchmarkSettings(setting.model, (num_workers,), setting.profile)
+    local_config = make_config(folder, theme_setting, "local", 1, num_class_images=num_class_images)
     photos_uri = upload_photographs(Path(local_config.subject.photos), Store(setting.storage))
     # Its folder is new each time: runs of one name would go on where they stood.
     run_id = f"bench-{folder.name.rpartition('-')[2].strip('_')}-{num_workers}"
     return make_config(
-        folder, base_setting, run_id, num_workers, f"subject.photos={photos_uri}",
+        folder, theme_setting, run_id, num_workers, f"subject.photos={photos_uri}",
         f"storage.uri={setting.storage}", f"cluster.address={setting.address}",
         f"cluster.gpus={str(setting.gpus).lower()}", f"train.batch_size={PAIRS * num_workers}",
         f"train.precision={'bf16-mixed' if setting.gpus else 32}",

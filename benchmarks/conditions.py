@@ -63,12 +63,12 @@ def read_device_name() -> str:
 def read_commit() -> dict[str, Any]:
     """The source's commit and whether it was changed since; the version alone outside git."""
     source_version: dict[str, Any] = {"version": dreambooth_ray.__version__}
-    source_folder = Path(__file__).parent
+    package_folder = Path(__file__).parent
     try:
-        commit_hash = _run_git(source_folder, "rev-parse", "HEAD")
+        commit_hash = _run_git(package_folder, "rev-parse", "HEAD")
         source_version |= {
             "commit": commit_hash,
-            "changed": bool(_run_git(source_folder, "status", "--porcelain", "-uno")),
+            "changed": bool(_run_git(package_folder, "status", "--porcelain", "-uno")),
         }
     except (OSError, subprocess.CalledProcessError):
         pass

@@ -28,8 +28,8 @@ from benchmarks import photograph_faults as faults
 from benchmarks.conditions import read_conditions
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.data.quality.inspection import check_backgrounds, check_duplicates
+from dreambooth_ray.data.quality.measured_photo import MeasuredPhoto, measure_image
 from dreambooth_ray.data.quality.measurements import reduce_short_side
-from dreambooth_ray.data.quality.photo import Photo, measure_image
 from dreambooth_ray.data.quality.photo_checks import check_photo
 from dreambooth_ray.errors import DataError
 
@@ -113,16 +113,16 @@ class Tally:
         self.planted += other.planted
         self.found += other.found
         self.not_copies += other.not_copies
-        for own_keys_by_kind, added_keys_by_kind in (
+        for own_photos_by_fault, added_photos_by_fault in (
             (self.missed, other.missed),
             (self.not_copies_flagged, other.not_copies_flagged),
         ):
-            for fault_kind, photo_keys in added_keys_by_kind.items():
-                own_keys_by_kind.setdefault(fault_kind, []).extend(photo_keys)
+            for fault_kind, photo_ids in added_photos_by_fault.items():
+                own_photos_by_fault.setdefault(fault_kind, []).extend(photo_ids)
 
     def as_record(self) -> dict[str, Any]:
         """For the file: false flags apart from those that FLAWS knows."""
-        flagged_keys = {(subject, names) for subject, _, names, _ in self.flags}
+        flagged_photos = {(subject, names) for subject, _, names, _ in self.flags}
         false_flags = [f for f in self.flags if not _is_known_flaw(f[0], f[1], f[2])]
         single_photo_flags = [f for f in false_flags if f[1] not in ("duplicate", "backgrounds")]
         return {
@@ -145,7 +145,7 @@ class Tally:
             "flaws_not_flagged": [
                 [*key, flaw]
                 for key, flaw in FLAWS.items()
-                if key[0] in self.subjects and key not in flagged_keys
+                if key[0] in self.subjects and key not in flagged_photos
             ],
             "no_copies": dict(self.not_copies),
             "no_copies_flagged": self.not_copies_flagged,
@@ -162,29 +162,29 @@ def find_subjects(folder: Path) -> dict[str, list[Path]]:
     """Photographs by subject; raises DataError if there are none."""
     if not folder.is_dir():
         raise DataError(f"--photographs={str(folder)!r} is not a folder")
-    folders = sorted(p for p in folder.iterdir() if p.is_dir())
-    subjects = {p.name: find_photographs(p) for p in folders}
-    if not subjects:
+    subject_folders = sorted(p for p in folder.iterdir() if p.is_dir())
+    paths_by_subject = {p.name: find_photographs(p) for p in subject_folders}
+    if not paths_by_subject:
         raise DataError(f"--photographs={str(folder)!r} has no folders, one a subject")
-    return subjects
+    return paths_by_subject
 
 
 def measure_subject(subject: str, paths: list[Path], tally: Tally) -> None:
     """Flags on a subject's photographs as they are, and each fault in each of them."""
-    images = {path.name: read_photograph(path) for path in paths}
-    photos = [measure_image(name, image) for name, image in images.items()]
+    images_by_name = {path.name: read_photograph(path) for path in paths}
+    photos = [measure_image(name, image) for name, image in images_by_name.items()]
     tally.subjects.append(subject)
     tally.num_photographs += len(photos)
     tally.num_pairs += len(photos) * (len(photos) - 1) // 2
-    issues = [issue for photo in photos for issue in check_photo(photo, SIDE_PX)]
-    for issue in issues + check_duplicates(photos) + check_backgrounds(photos):
+    photo_issues = [issue for photo in photos for issue in check_photo(photo, SIDE_PX)]
+    for issue in photo_issues + check_duplicates(photos) + check_backgrounds(photos):
         photo_names = "all" if issue.check == "backgrounds" else " and ".join(issue.photographs)
-        tally.flags.append([subject, issue.check, photo_names, issue.describe_measurement()])
+        tally.flags.append([subject, issue.check, photo_names, issue.describe_measured_value()])
     for photo in photos:
-        _count_faults(f"{subject}/{photo.name}", photo, tally)
+        _count_planted_faults(f"{subject}/{photo.name}", photo, tally)
 
 
-def _count_faults(key: str, photo: Photo, tally: Tally) -> None:
+def _count_planted_faults(key: str, photo: MeasuredPhoto, tally: Tally) -> None:
     image = reduce_short_side(photo.image, PLANTED_SIDE_PX)
     for fault_kind, (expected_check, plant_fault) in FAULTS.items():
         faulty_image = faults.save_as_jpeg(plant_fault(image), JPEG_QUALITY)
@@ -207,7 +207,7 @@ def _count_detection(tally: Tally, kind: str, key: str, is_found: bool) -> None:
         tally.missed.setdefault(kind, []).append(key)
 
 
-def _is_taken_for_copy(photo: Photo, image: Image.Image) -> bool:
+def _is_taken_for_copy(photo: MeasuredPhoto, image: Image.Image) -> bool:
     saved_image = faults.save_as_jpeg(image.convert("RGB"), JPEG_QUALITY)
     return bool(check_duplicates([photo, measure_image("planted", saved_image)]))
 
@@ -226,7 +226,7 @@ def _make_meadow(image: Image.Image) -> Image.Image:
     return patch_image.resize(image.size, Image.Resampling.BICUBIC)
 
 
-def measure_seconds(path: Path, repeats: int = 5) -> float:
+def time_photograph_check(path: Path, repeats: int = 5) -> float:
     """Median processor time to measure and check a photograph of a telephone, once decoded."""
     image = read_photograph(path).resize(PHONE_SIZE_PX)
     times_s = []
@@ -264,14 +264,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, help="where the record goes")
     arguments = parser.parse_args()
-    subjects = find_subjects(arguments.photographs)
+    paths_by_subject = find_subjects(arguments.photographs)
     all_splits = ("setting", "held out")
     splits = all_splits if arguments.split == "both" else (arguments.split,)
-    first_path = next(iter(subjects.values()))[0]
+    first_path = next(iter(paths_by_subject.values()))[0]
     record = _read_record(arguments.json)
-    for split, tally in measure_splits(subjects, splits, arguments.workers):
+    for split, tally in measure_splits(paths_by_subject, splits, arguments.workers):
         record["parts"][split] = tally.as_record() | {"conditions": read_conditions()}
-    record["processor_seconds_for_12_megapixels"] = round(measure_seconds(first_path), 3)
+    record["processor_seconds_for_12_megapixels"] = round(time_photograph_check(first_path), 3)
     record_text = json.dumps(record, indent=1)
     print(record_text)
     if arguments.json:

@@ -24,7 +24,7 @@ from dreambooth_ray.models.components import Components, load_components, load_p
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_functions import ImageFrame
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.training.batch import Batch
@@ -63,7 +63,7 @@ def make_our_training(directory: Path) -> Callable[[], None]:
     config = parse_config("subject: {photos: p, class_noun: robot}", "x", overrides)
     config = fill_model_defaults(config, find_family(directory))
     components = load_components(directory)
-    apply_method(config, components)
+    apply_train_method(config, components)
     module = DreamBoothModule(config, components)
     optimizer: Any = module.configure_optimizers()["optimizer"]
     batch = _make_batch(components)
@@ -96,7 +96,7 @@ def _make_batch(parts: Components) -> Batch:
         times=forward_process.to_tensor(forward_process.times_at_fractions([0.3, 0.7])),
         tokens=tokens,
         conditioning=conditioning,
-        frames=torch.tensor([ImageFrame.of_whole(SIDE_PX, SIDE_PX)] * len(PROMPTS)),
+        frames=torch.tensor([ImageFrame.of_whole_image(SIDE_PX, SIDE_PX)] * len(PROMPTS)),
         num_photographs=1,
         step=0,
     )
@@ -106,33 +106,35 @@ def make_their_training(directory: Path) -> Callable[[], None]:
     """As many steps of diffusers' network on what its pipeline gives it, without noise to add."""
     pipeline: Any = load_pipeline(directory)
     family = find_family(directory)
-    network: nn.Module = getattr(pipeline, family.denoiser.name)
-    network_args, network_kwargs = _record_inputs(pipeline, network)
-    network.requires_grad_(False)
-    adapter_network: Any = network
+    denoiser: nn.Module = getattr(pipeline, family.denoiser.name)
+    denoiser_args, denoiser_kwargs = _record_inputs(pipeline, denoiser)
+    denoiser.requires_grad_(False)
+    adapted_denoiser: Any = denoiser
     lora_module_names = [
         name
-        for name, layer in network.named_modules()
+        for name, layer in denoiser.named_modules()
         if isinstance(layer, nn.Linear)
         and any(name == target or name.endswith(f".{target}") for target in family.lora_targets)
     ]
-    adapter_network.add_adapter(
+    adapted_denoiser.add_adapter(
         LoraConfig(r=RANK, lora_alpha=RANK, target_modules=lora_module_names)
     )
-    trained_weights = [weight for weight in network.parameters() if weight.requires_grad]
+    trained_weights = [weight for weight in denoiser.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained_weights)
-    network.train()
+    denoiser.train()
     target_tensors: list[Tensor] = []
 
     def take_steps() -> None:
         for _ in range(TRAINING_STEPS):
-            output = network(*network_args, **network_kwargs)[0]
-            predictions = output if isinstance(output, list) else [output]
+            denoiser_output = denoiser(*denoiser_args, **denoiser_kwargs)[0]
+            denoiser_predictions = (
+                denoiser_output if isinstance(denoiser_output, list) else [denoiser_output]
+            )
             if not target_tensors:
-                target_tensors.extend(torch.randn_like(row) for row in predictions)
+                target_tensors.extend(torch.randn_like(row) for row in denoiser_predictions)
             losses = [
                 torch.nn.functional.mse_loss(row, wanted)
-                for row, wanted in zip(predictions, target_tensors, strict=True)
+                for row, wanted in zip(denoiser_predictions, target_tensors, strict=True)
             ]
             torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trained_weights, 1.0)
@@ -144,14 +146,14 @@ def make_their_training(directory: Path) -> Callable[[], None]:
 
 def _record_inputs(pipeline: Any, network: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the pipeline calls its network with, for two prompts without guidance."""
-    recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    recorded_inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     hook = network.register_forward_pre_hook(
-        lambda _, arguments, inputs: recorded.append((arguments, inputs)), with_kwargs=True
+        lambda _, arguments, inputs: recorded_inputs.append((arguments, inputs)), with_kwargs=True
     )
     guidance_scale = 0.0 if type(pipeline).__name__ == "ZImagePipeline" else 1.0
     _call_pipeline(pipeline, PROMPTS, 1, guidance_scale)
     hook.remove()
-    return recorded[0]
+    return recorded_inputs[0]
 
 
 def _call_pipeline(
@@ -173,7 +175,7 @@ def make_our_sampling(directory: Path) -> Callable[[], None]:
     engine = Engine(directory, lives_long=True)
     family = find_family(directory)
     guidance_scale = 4.0 if family.has_guidance else 1.0
-    requests = [
+    sampling_requests = [
         Request(
             PROMPTS[0],
             seed,
@@ -186,7 +188,7 @@ def make_our_sampling(directory: Path) -> Callable[[], None]:
     ]
 
     def sample() -> None:
-        engine.sample(requests)
+        engine.sample(sampling_requests)
 
     return sample
 
@@ -215,8 +217,10 @@ def main() -> None:
     cases = []
     for directory in arguments.directories:
         for case in measure_family(directory, arguments.pairs):
-            ratio = case["ratio"]
-            print(f"{case['case']}: {ratio['median']} ({ratio['p5']} to {ratio['p95']})")
+            quantiles = case["ratio"]
+            print(
+                f"{case['case']}: {quantiles['median']} ({quantiles['p5']} to {quantiles['p95']})"
+            )
             cases.append(case)
     if arguments.out is not None:
         record = {"cases": cases, "conditions": read_conditions()}

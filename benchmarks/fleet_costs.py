@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster_plan import Cluster, Workload, best_interval_s, expected_s
+from benchmarks.cluster_cost_plan import Cluster, TrainingWorkload, best_interval_s, expected_job_s
 from dreambooth_ray.errors import ConfigError
 
 GPU_COUNTS = (1, 8, 1000)
@@ -35,20 +35,24 @@ class BatchGain:
     def estimate_gain(self, num_subjects: int) -> float:
         """Between two that were measured, by their logarithms; beyond the largest, as that."""
         measured_counts = sorted(self.by_count)
-        bounded_count = min(max(num_subjects, measured_counts[0]), measured_counts[-1])
-        count_above = next(count for count in measured_counts if count >= bounded_count)
-        count_below = max(count for count in measured_counts if count <= bounded_count)
-        if count_above == count_below:
-            return self.by_count[count_above]
-        interpolation_weight = math.log(bounded_count / count_below) / math.log(
-            count_above / count_below
+        bounded_subject_count = min(max(num_subjects, measured_counts[0]), measured_counts[-1])
+        measured_count_above = next(
+            count for count in measured_counts if count >= bounded_subject_count
+        )
+        measured_count_below = max(
+            count for count in measured_counts if count <= bounded_subject_count
+        )
+        if measured_count_above == measured_count_below:
+            return self.by_count[measured_count_above]
+        interpolation_weight = math.log(bounded_subject_count / measured_count_below) / math.log(
+            measured_count_above / measured_count_below
         )
         return float(
-            self.by_count[count_below] ** (1 - interpolation_weight)
-            * self.by_count[count_above] ** interpolation_weight
+            self.by_count[measured_count_below] ** (1 - interpolation_weight)
+            * self.by_count[measured_count_above] ** interpolation_weight
         )
 
-    def describe_source(self, num_subjects: int) -> str:
+    def describe_evidence(self, num_subjects: int) -> str:
         """Whether a gain was measured."""
         measured_counts = sorted(self.by_count)
         if num_subjects in self.by_count:
@@ -87,21 +91,29 @@ def read_batch_gain(results: Path) -> BatchGain:
             f"--slots: {record_file} holds no measured batches and whole jobs ({error!r}); measure "
             f"them with `dreambooth bench fleet --json {record_file}`"
         ) from error
-    device = record["conditions"]["device"]
-    source = f"{record['setting']['model']}, {device}, commit {record['conditions']['commit'][:7]}"
-    gain_by_count = {count: case["ratio"]["median"] for count, case in step_cases.items()}
+    device_name = record["conditions"]["device"]
+    measurement_source = (
+        f"{record['setting']['model']}, {device_name}, commit {record['conditions']['commit'][:7]}"
+    )
+    speedup_by_subject_count = {
+        count: case["ratio"]["median"] for count, case in step_cases.items()
+    }
     unsteady_reason = str(whole_job_case.get("unsteady", ""))
     return BatchGain(
-        gain_by_count,
+        speedup_by_subject_count,
         step_s,
         max(0.0, worker_s_per_subject - steps_s_per_subject),
-        source,
+        measurement_source,
         unsteady_reason,
     )
 
 
 def plan_fleet(
-    workload: Workload, cluster: Cluster, slots: int, gain: BatchGain, subject_s: float | None
+    workload: TrainingWorkload,
+    cluster: Cluster,
+    slots: int,
+    gain: BatchGain,
+    subject_s: float | None,
 ) -> dict[str, Any]:
     """Subjects in batches of `slots` on each GPU: time and cost on 1, 8, 1,000 and the cluster's.
 
@@ -118,7 +130,8 @@ def plan_fleet(
         "subject_s": round(subject_overhead_s, 2),
         "assumptions": _list_assumptions(slots, gain, subject_s),
         "options": [
-            _make_option(workload, cluster, k, slots, gain, subject_overhead_s) for k in gpu_counts
+            _make_fleet_option(workload, cluster, k, slots, gain, subject_overhead_s)
+            for k in gpu_counts
         ],
     }
 
@@ -126,7 +139,7 @@ def plan_fleet(
 def _list_assumptions(slots: int, gain: BatchGain, subject_s: float | None) -> dict[str, str]:
     """By the number's name: measured, and where, or assumed."""
     return {
-        "gain": gain.describe_source(slots)
+        "gain": gain.describe_evidence(slots)
         + "; that other devices and models gain as much is assumed",
         "subject_s": (
             f"measured: whole jobs beyond their steps, starts included: {gain.source}"
@@ -142,8 +155,8 @@ def _list_assumptions(slots: int, gain: BatchGain, subject_s: float | None) -> d
     }
 
 
-def _make_option(
-    workload: Workload,
+def _make_fleet_option(
+    workload: TrainingWorkload,
     cluster: Cluster,
     num_gpus: int,
     slots: int,
@@ -159,7 +172,7 @@ def _make_option(
     work_s = steps_s + subjects_per_gpu * subject_overhead_s
     save_s = num_slots * workload.checkpoint_bytes / cluster.link_bytes_s
     interval_s = min(work_s, best_interval_s(save_s, cluster.mtbf_s))
-    job_s = expected_s(work_s, interval_s, save_s, workload.start_s, cluster.mtbf_s)
+    job_s = expected_job_s(work_s, interval_s, save_s, workload.start_s, cluster.mtbf_s)
     gpu_h = num_workers * job_s / 3600
     return {
         "gpus": num_gpus,

@@ -21,8 +21,8 @@ from benchmarks.ceiling import measure_ceilings
 from benchmarks.commands import run_command
 from benchmarks.fleet_steps import OVERRIDES, compare_steps, count_step_flops
 from benchmarks.gated_runs import dump_portable_config, make_config
-from benchmarks.measure import BenchmarkCase, ElapsedTime, compare_sides, make_timed
-from benchmarks.theme import Setting
+from benchmarks.measure import BenchmarkCase, WallAndCpuTime, compare_sides, make_timed
+from benchmarks.theme import BenchmarkSettings
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage.store import Store
@@ -34,7 +34,7 @@ BARS = {"separate": 3.0, "diffusers": 2.5}
 DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     """Steps by the number of subjects; in full profile whole jobs as well."""
     torch.set_num_threads(1)
     subject_counts = (1, 4) if setting.profile == "smoke" else (1, 2, 4, 8, 16, 32)
@@ -72,10 +72,12 @@ def _describe_jobs() -> dict[str, int]:
     return {"subjects": NUM_SUBJECTS, "steps": NUM_STEPS, "workers": NUM_WORKERS}
 
 
-class TrainingJobs:
+class FleetComparison:
     """As many subjects, trained in one way after another; each turn in folders of its own."""
 
-    def __init__(self, setting: Setting, folder: Path, num_subjects: int, num_steps: int) -> None:
+    def __init__(
+        self, setting: BenchmarkSettings, folder: Path, num_subjects: int, num_steps: int
+    ) -> None:
         self._folder, self._turns = folder, itertools.count()
         self.names = [f"robot-{number}" for number in range(num_subjects)]
         for seed, name in enumerate(self.names):
@@ -109,14 +111,14 @@ class TrainingJobs:
         recipe_file.write_text(
             dump_config(self._make_subject_config(self.names[0], turn_folder / "out"))
         )
-        subject_entries = [
+        fleet_subjects = [
             {"id": name, "photos": str(self._folder / "subjects" / name), "class_noun": "robot"}
             for name in self.names
         ]
         fleet_settings = {
             "slots": len(self.names),
             "parallel": NUM_WORKERS,
-            "subjects": subject_entries,
+            "subjects": fleet_subjects,
         }
         fleet_file = turn_folder / "subjects.yaml"
         fleet_file.write_text(yaml.safe_dump({"recipe": str(recipe_file), **fleet_settings}))
@@ -136,7 +138,7 @@ class TrainingJobs:
         """The plain loop's programs, two at a time, a thread each."""
         turn_folder = self._make_turn_folder("diffusers")
 
-        def run_one(name: str) -> None:
+        def run_plain_job(name: str) -> None:
             recipe_file = turn_folder / f"{name}.yaml"
             recipe_file.write_text(
                 dump_config(self._make_subject_config(name, turn_folder / "out"))
@@ -145,7 +147,7 @@ class TrainingJobs:
             run_command([*plain_command, str(recipe_file), str(turn_folder / name)])
 
         with ThreadPoolExecutor(2) as thread_pool:
-            list(thread_pool.map(run_one, self.names))
+            list(thread_pool.map(run_plain_job, self.names))
 
     def compare_curves(self) -> float:
         """Largest difference of a loss in slots from that of a run alone."""
@@ -160,13 +162,13 @@ class TrainingJobs:
 
 
 def _compare_jobs(
-    setting: Setting,
+    setting: BenchmarkSettings,
     folder: Path,
     num_subjects: int = NUM_SUBJECTS,
     num_steps: int = NUM_STEPS,
 ) -> dict[str, Any]:
     """Each peer once, ours before and after them: minutes each."""
-    training_jobs = TrainingJobs(setting, folder, num_subjects, num_steps)
+    training_jobs = FleetComparison(setting, folder, num_subjects, num_steps)
     run_ours = make_timed(training_jobs.run_fleet)
     our_times = [run_ours()]
     peer_times = {
@@ -194,7 +196,7 @@ def _compare_jobs(
     }
 
 
-def _replay_times(measured: list[ElapsedTime]) -> Callable[[], ElapsedTime]:
+def _replay_times(measured: list[WallAndCpuTime]) -> Callable[[], WallAndCpuTime]:
     """What was measured, in turns; their own processor's time is not that of their programs."""
     measured_times = itertools.cycle(measured)
-    return lambda: ElapsedTime(next(measured_times).wall_s)
+    return lambda: WallAndCpuTime(next(measured_times).wall_s)

@@ -21,9 +21,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from benchmarks.measure import compute_quantiles
-from benchmarks.random_models import SD15, ModelSize, make_parts
+from benchmarks.random_models import SD15, ModelSize, make_random_components
 from benchmarks.sample_theme import make_pipeline
-from benchmarks.theme import Setting
+from benchmarks.theme import BenchmarkSettings
 from dreambooth_ray.memory.out_of_memory import is_out_of_memory
 
 TASKS = ("sample ours", "sample theirs", "lora ours", "lora theirs")
@@ -32,7 +32,7 @@ LIMIT_S = 900
 
 def write_model(folder: Path, size: ModelSize) -> None:
     """The parts of a size, as a pipeline's directory."""
-    components = make_parts(size, torch.device("cpu"))
+    components = make_random_components(size, torch.device("cpu"))
     StableDiffusionPipeline(
         vae=components.vae, unet=components.unet, text_encoder=components.text_encoder,
         tokenizer=components.tokenizer,
@@ -44,7 +44,7 @@ def write_model(folder: Path, size: ModelSize) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     """Each task in a fresh process; `setting.model` is passed over: the size is the point."""
     model_size = replace(SD15, divisor=setting.pick(8, 1), side_px=setting.pick(256, 512))
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:

@@ -16,10 +16,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from benchmarks import gated_worker
-from benchmarks.class_images import generate_class_images
-from benchmarks.measure import ElapsedTime
+from benchmarks.measure import WallAndCpuTime
 from benchmarks.step_gate_actor import StepGateActor
-from benchmarks.theme import Setting
+from benchmarks.theme import BenchmarkSettings
+from benchmarks.timed_run_setup import generate_class_images
 from dreambooth_ray.compat.ray_train import Trainer
 from dreambooth_ray.config.allocator import ALLOCATOR
 from dreambooth_ray.config.load import dump_config, parse_config
@@ -40,25 +40,25 @@ ENDLESS = 1_000_000
 
 def make_config(
     folder: Path,
-    setting: Setting,
+    setting: BenchmarkSettings,
     name: str,
     workers: int,
     *overrides: str,
     num_class_images: int = 8,
 ) -> Config:
     """A run of the toy recipe without checkpoints, on photographs written to the folder."""
-    photos_folder, class_folder = folder / "photos", folder / "others"
+    photos_folder, class_images_folder = folder / "photos", folder / "others"
     if not photos_folder.exists():
         write_photographs(photos_folder, 7, "robot", 5, 256)
         for seed in range(num_class_images):
-            write_photographs(class_folder / str(seed), 100 + seed, "robot", 1, 256)
-            (class_folder / str(seed) / "00.png").rename(class_folder / f"{seed}.png")
-            (class_folder / str(seed)).rmdir()
+            write_photographs(class_images_folder / str(seed), 100 + seed, "robot", 1, 256)
+            (class_images_folder / str(seed) / "00.png").rename(class_images_folder / f"{seed}.png")
+            (class_images_folder / str(seed)).rmdir()
     side_px = _read_side_px(setting.model)
     config_overrides = [
         f"run_id={name}", "seed=7", f"model.uri={setting.model}", f"subject.photos={photos_folder}",
         "subject.class_noun=robot",
-        f"prior.folder={class_folder}", f"prior.count={num_class_images}",
+        f"prior.folder={class_images_folder}", f"prior.count={num_class_images}",
         f"train.resolution={side_px}", f"train.batch_size={workers}", f"train.steps={ENDLESS}",
         f"train.method={'lora' if name.startswith('lora') else 'full'}", "train.lr=1.0e-6",
         f"checkpoint.every={ENDLESS}", f"cluster.workers={workers}", "cluster.max_failures=0",
@@ -69,13 +69,13 @@ def make_config(
 
 def dump_portable_config(config: Config) -> dict[str, Any]:
     """The configuration for a record, without paths of this machine."""
-    machine_keys: Any = {
+    excluded_keys: Any = {
         "subject": {"photos"},
         "subjects": True,
         "prior": {"folder"},
         "storage": True,
     }
-    return config.model_dump(mode="json", exclude=machine_keys)
+    return config.model_dump(mode="json", exclude=excluded_keys)
 
 
 def _read_side_px(model: str) -> int:
@@ -84,7 +84,7 @@ def _read_side_px(model: str) -> int:
     return int(unet_config.sample_size) * components.latent_factor
 
 
-def _make_trainer(
+def _make_ray_trainer(
     settings: dict[str, Any], config: Config, storage_path: str, allocator: Mapping[str, str]
 ) -> Trainer:
     """The trainer of the product's driver. storage_path: of Ray Train's own state."""
@@ -117,9 +117,9 @@ class GatedRun:
         """Wait until it has started."""
         ray.get(self.gate_actor.wait_until_ready.remote())
 
-    def run_steps(self, count: int) -> ElapsedTime:
+    def run_steps(self, count: int) -> WallAndCpuTime:
         """Let it take so many steps."""
-        elapsed: ElapsedTime = ray.get(self.gate_actor.run_steps.remote(count))
+        elapsed: WallAndCpuTime = ray.get(self.gate_actor.run_steps.remote(count))
         return elapsed
 
 
@@ -141,24 +141,24 @@ def start_gated_run(config: Config, allocator: Mapping[str, str] = ALLOCATOR) ->
         prior_request.spec.model_hash,
     )
     gate_actor = ray.remote(num_cpus=0)(StepGateActor).remote()
-    failures: list[Exception] = []
+    training_errors: list[Exception] = []
 
-    def train() -> None:
-        worker_settings = {"job": asdict(worker_job), "gate_actor": gate_actor}
+    def run_trainer() -> None:
+        train_loop_settings = {"job": asdict(worker_job), "gate_actor": gate_actor}
         with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch:
             storage_path = run_store.uri if run_store.is_local else scratch
             try:
-                _make_trainer(worker_settings, config, storage_path, allocator).fit()
+                _make_ray_trainer(train_loop_settings, config, storage_path, allocator).fit()
             except Exception as error:  # raised by the caller that waits at the gate actor
-                failures.append(error)
+                training_errors.append(error)
                 ray.kill(gate_actor)
 
-    thread = threading.Thread(target=train, name=str(config.run_id), daemon=True)
-    thread.start()
+    training_thread = threading.Thread(target=run_trainer, name=str(config.run_id), daemon=True)
+    training_thread.start()
     try:
         yield GatedRun(gate_actor, run_store)
     except ray.exceptions.RayActorError as error:
-        raise failures[0] if failures else error from error
+        raise training_errors[0] if training_errors else error from error
     finally:  # or the run waits at its gate for ever
         gate_actor.end.remote()
-        thread.join(60)
+        training_thread.join(60)

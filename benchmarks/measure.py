@@ -11,7 +11,7 @@ from dreambooth_ray.memory.out_of_memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
-class ElapsedTime:
+class WallAndCpuTime:
     """Seconds on the clock, and of processor time where one process did it all."""
 
     wall_s: float
@@ -19,7 +19,7 @@ class ElapsedTime:
 
 
 # Does the work once.
-TimedWork = Callable[[], ElapsedTime]
+TimedWork = Callable[[], WallAndCpuTime]
 # A ratio whose p95 is so many times its p5 is marked as unsteady.
 MAX_SPREAD = 1.25
 
@@ -27,10 +27,10 @@ MAX_SPREAD = 1.25
 def make_timed(work: Callable[[], object]) -> TimedWork:
     """Time `work`, done by this process."""
 
-    def run_timed() -> ElapsedTime:
+    def run_timed() -> WallAndCpuTime:
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
         work()
-        return ElapsedTime(time.perf_counter() - start_s, time.process_time() - start_cpu_s)
+        return WallAndCpuTime(time.perf_counter() - start_s, time.process_time() - start_cpu_s)
 
     return run_timed
 
@@ -88,10 +88,10 @@ def compare_sides(
         "case": case.name, "peer": case.peer, "unit": f"{case.unit}/s", "pairs": pairs,
         "warmups": warmups, "bar": case.bar,
     }  # fmt: skip
-    for turn in range(warmups + pairs):
+    for turn_index in range(warmups + pairs):
         for side_name, side in sides.items():
             try:
-                side.run_turn(counts=turn >= warmups)
+                side.run_turn(counts=turn_index >= warmups)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -18,7 +18,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory.device_memory import usable_bytes
 from dreambooth_ray.memory.memory_advice import find_fitting_settings
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory.training_memory import estimate_training_footprint
 
 GIB = 2**30
 CARDS_GB = (8, 12, 16, 24)
@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results" / "gpu.json"
 
 
 @dataclass(frozen=True)
-class PublishedModel:
+class PublishedConfig:
     """folder: below that of all configurations; side_px: that it was trained at."""
 
     name: str
@@ -36,8 +36,8 @@ class PublishedModel:
 
 
 MODELS = (
-    PublishedModel("SD 1.5", "stable-diffusion-1.5", 512),
-    PublishedModel("SD 2.1", "stable-diffusion-2.1", 768),
+    PublishedConfig("SD 1.5", "stable-diffusion-1.5", 512),
+    PublishedConfig("SD 2.1", "stable-diffusion-2.1", 768),
 )
 METHODS = {"LoRA": "lora", "all weights and text encoder": "full"}
 # Of gpu.json: the cases whose peak is a step's own, with their settings.
@@ -49,34 +49,37 @@ MEASURED = {
 }  # fmt: skip
 
 
-def make_config(model: PublishedModel, *settings: str) -> Config:
+def make_config(model: PublishedConfig, *settings: str) -> Config:
     """One photograph and one class image a step, in bf16, on one GPU."""
-    defaults = (
+    default_overrides = (
         "subject.photos=photos", "subject.class_noun=dog", "prior.count=8", "train.batch_size=1",
         f"train.resolution={model.side_px}", "train.precision=bf16-mixed", "cluster.gpus=true",
     )  # fmt: skip
-    return parse_config("", "the table", [*defaults, *settings])
+    return parse_config("", "the table", [*default_overrides, *settings])
 
 
-def describe_cell(models: Path, model: PublishedModel, method: str, card_gb: int) -> str:
+def describe_card_fit(models: Path, model: PublishedConfig, method: str, card_gb: int) -> str:
     """What a step takes on a card, and with which settings, cheapest first."""
     config = make_config(model, f"train.method={method}")
     limit_bytes = usable_bytes(card_gb * GIB, is_gpu=True)
     fitting_settings = find_fitting_settings(config, models / model.folder, limit_bytes)
     if fitting_settings is None:
         return "nothing fits"
-    settings = ", ".join(f"`{setting}`" for setting in fitting_settings.settings) or "as it is"
-    return f"{settings}: {fitting_settings.needed_bytes / GIB:.1f}"
+    settings_text = ", ".join(f"`{setting}`" for setting in fitting_settings.settings) or "as it is"
+    return f"{settings_text}: {fitting_settings.needed_bytes / GIB:.1f}"
 
 
 def make_advice_rows(models: Path) -> list[str]:
     """A row a model and method, a column a card."""
     table_rows = []
-    for model in MODELS:
+    for published_model in MODELS:
         for method_title, method in METHODS.items():
-            row_cells = [describe_cell(models, model, method, card_gb) for card_gb in CARDS_GB]
+            cell_texts = [
+                describe_card_fit(models, published_model, method, card_gb) for card_gb in CARDS_GB
+            ]
             table_rows.append(
-                f"| {model.name}, {model.side_px} px, {method_title} | {' | '.join(row_cells)} |"
+                f"| {published_model.name}, {published_model.side_px} px, {method_title} "
+                f"| {' | '.join(cell_texts)} |"
             )
             print(table_rows[-1], file=sys.stderr)
     return table_rows
@@ -87,12 +90,12 @@ def make_measured_rows(models: Path, results: Path) -> list[str]:
     record: dict[str, Any] = json.loads(results.read_text())
     peak_bytes_by_case = {case["case"]: case.get("allocated_bytes") for case in record["cases"]}
     table_rows = []
-    for case, settings in MEASURED.items():
+    for case_name, settings in MEASURED.items():
         config = make_config(MODELS[0], *settings)
-        predicted_bytes = estimate_footprint(config, models / MODELS[0].folder).total_bytes
-        measured_gib = peak_bytes_by_case[f"training: {case}"] / GIB
+        predicted_bytes = estimate_training_footprint(config, models / MODELS[0].folder).total_bytes
+        measured_gib = peak_bytes_by_case[f"training: {case_name}"] / GIB
         table_rows.append(
-            f"| {MODELS[0].name}, {case} | {predicted_bytes / GIB:.1f} | {measured_gib:.1f} |"
+            f"| {MODELS[0].name}, {case_name} | {predicted_bytes / GIB:.1f} | {measured_gib:.1f} |"
         )
     return table_rows
 
@@ -119,11 +122,11 @@ def main() -> None:
     parser.add_argument("models", type=Path, help="folder of published configurations")
     parser.add_argument("page", type=Path, nargs="?", help="page with marks to put them between")
     arguments = parser.parse_args()
-    tables = format_tables(arguments.models)
+    tables_text = format_tables(arguments.models)
     if arguments.page is None:
-        print(tables)
+        print(tables_text)
     else:
-        put_table(arguments.page, tables, MARKS)
+        put_table(arguments.page, tables_text, MARKS)
 
 
 if __name__ == "__main__":

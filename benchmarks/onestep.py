@@ -9,21 +9,21 @@ from torch.utils.data import DataLoader
 
 from benchmarks.gated_runs import make_config
 from benchmarks.plain_loop import PlainLoop
-from benchmarks.theme import Setting
+from benchmarks.theme import BenchmarkSettings
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.subject import read_configured_subject
+from dreambooth_ray.data.subject import read_configured_photographs
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 
 
 def _make_config(model: Path, *overrides: str) -> Config:
     folder = Path(tempfile.mkdtemp(prefix="dreambooth-bench-"))
-    setting = Setting(model=str(model), profile="smoke")
+    setting = BenchmarkSettings(model=str(model), profile="smoke")
     config = make_config(folder, setting, "lora", 1, "train.steps=1", *overrides)
-    for photograph in sorted(Path(config.subject.photos).iterdir())[2:]:
-        photograph.unlink()
+    for photograph_path in sorted(Path(config.subject.photos).iterdir())[2:]:
+        photograph_path.unlink()
     return config
 
 
@@ -34,8 +34,8 @@ def make_our_step(model: Path) -> Callable[[], object]:
     """
     config = _make_config(model, "train.batch_size=2", "prior.count=0", "prior.folder=null")
     components = load_components(model)
-    apply_method(config, components)
-    photographs = read_configured_subject(config, config.subject)
+    apply_train_method(config, components)
+    photographs = read_configured_photographs(config, config.subject)
     dataset = TrainingDataset(config, components, [photographs], None, (0, 1))
     module = DreamBoothModule(config, components)
     trainer = pl.Trainer(

@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 
 from benchmarks.conditions import read_conditions
-from benchmarks.options_table import summarize_section
 from benchmarks.study import (
     BATCH,
     NUM_CLASS_IMAGES,
@@ -36,16 +35,17 @@ from benchmarks.study_photographs import (
     ODD_PLACE,
     ONE_PLACE,
     SQUARES,
-    find_photographs,
-    measure_cut,
+    ensure_photograph_folder,
+    measure_cut_share,
 )
+from benchmarks.training_options_table import summarize_section
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.masks import read_mask
-from dreambooth_ray.data.subject import read_configured_subject
+from dreambooth_ray.data.subject import read_configured_photographs
 from dreambooth_ray.evaluation.encoders import parse_attributes
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.toyworld.evaluator import Evaluator, read_images
+from dreambooth_ray.toyworld.evaluator import Evaluator, predict_attributes
 
 STEPS, POINTS, SUBJECTS = 160, (80, 160), (0, 1, 2)
 FILE = "options.jsonl"
@@ -111,33 +111,35 @@ SECTIONS = {
 }
 
 
-class OptionScorer(StudyScorer):
+class OptionsStudyScorer(StudyScorer):
     """Scores by the judged images: the study's totals, and which places are drawn."""
 
     def __init__(self, config: Config) -> None:
-        work_folder, subject = Path(config.storage.uri), config.seed
-        super().__init__(config, find_photographs(work_folder, subject, SQUARES))
-        self._cut = measure_cuts(config)
+        work_folder, subject_seed = Path(config.storage.uri), config.seed
+        super().__init__(config, ensure_photograph_folder(work_folder, subject_seed, SQUARES))
+        self._cut = measure_subject_cut(config)
 
     def __call__(self, parts: Components) -> Scores:
         """Totals, shares of places, and how much of the subject training does not see."""
-        score_totals = self.score(parts, load_brief_protocol("judged"))
-        place_shares = score_places(self.images.items(), self.evaluator)
-        return {"judged": {**score_totals, **place_shares, "cut": self._cut}}
+        score_by_metric = self.score(parts, load_brief_protocol("judged"))
+        background_shares = score_backgrounds(self.images.items(), self.evaluator)
+        return {"judged": {**score_by_metric, **background_shares, "cut": self._cut}}
 
 
-def measure_cuts(config: Config) -> float:
+def measure_subject_cut(config: Config) -> float:
     """Mean share of the subject that is cut off, over photographs with a mask; 0 without any."""
     cut_shares = []
-    for photograph in read_configured_subject(config, config.subject):
-        (view,) = photograph.all_resolutions
-        mask = read_mask(photograph.path, view.original_px or view.image.size)
+    for photograph in read_configured_photographs(config, config.subject):
+        (cropped_photograph,) = photograph.at_all_resolutions
+        mask = read_mask(
+            photograph.path, cropped_photograph.original_px or cropped_photograph.image.size
+        )
         if mask is not None:
-            cut_shares.append(measure_cut(mask, view.seen_box))
+            cut_shares.append(measure_cut_share(mask, cropped_photograph.crop_box))
     return round(statistics.fmean(cut_shares), 4) if cut_shares else 0.0
 
 
-def score_places(
+def score_backgrounds(
     images: Iterable[tuple[EvaluationPrompt, Image.Image]], network: Evaluator
 ) -> dict[str, float]:
     """Which places images show, by the evaluator: shares of images, 0 to 1.
@@ -146,27 +148,31 @@ def score_places(
     ODD_PLACE instead; leak_open: of its prompts that name none, those drawn there; leak_class: of
     the bare class
     """
-    prompt_images = list(images)
-    drawn_places = read_images(network, [image for _, image in prompt_images]).attributes[
-        "background"
+    prompt_image_pairs = list(images)
+    drawn_backgrounds = predict_attributes(
+        network, [image for _, image in prompt_image_pairs]
+    ).attributes["background"]
+    prompted_backgrounds = [
+        parse_attributes(prompt.plain_prompt).get("background") for prompt, _ in prompt_image_pairs
     ]
-    named_places = [
-        parse_attributes(prompt.plain_prompt).get("background") for prompt, _ in prompt_images
-    ]
-    prompt_kinds = [prompt.kind for prompt, _ in prompt_images]
-    image_places = list(zip(prompt_kinds, named_places, drawn_places, strict=True))
-    named_and_drawn = [
-        (name, place) for kind, name, place in image_places if kind == "subject" and name
+    prompt_kinds = [prompt.kind for prompt, _ in prompt_image_pairs]
+    background_comparisons = list(
+        zip(prompt_kinds, prompted_backgrounds, drawn_backgrounds, strict=True)
+    )
+    background_pairs = [
+        (name, place) for kind, name, place in background_comparisons if kind == "subject" and name
     ]
     matches_by_score = {
-        "places": [name == place for name, place in named_and_drawn],
-        "leak_named": [place == ODD_PLACE for name, place in named_and_drawn if name != ODD_PLACE],
+        "places": [name == place for name, place in background_pairs],
+        "leak_named": [place == ODD_PLACE for name, place in background_pairs if name != ODD_PLACE],
         "leak_open": [
             place == ODD_PLACE
-            for kind, name, place in image_places
+            for kind, name, place in background_comparisons
             if kind == "subject" and not name
         ],
-        "leak_class": [place == ODD_PLACE for kind, _, place in image_places if kind == "class"],
+        "leak_class": [
+            place == ODD_PLACE for kind, _, place in background_comparisons if kind == "class"
+        ],
     }
     return {name: round(statistics.fmean(marks), 4) for name, marks in matches_by_score.items()}
 
@@ -198,17 +204,17 @@ def make_record(
 ) -> dict[str, Any]:
     """Every section with the subjects that all its rows have, and every cell."""
     record_by_cell = {(line["subject"], line["cell"]): line for line in lines}
-    sections: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
-    for (section_name, row), row_cells in cells.items():
+    records_by_section: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    for (section_name, row), row_study_cells in cells.items():
         finished_records = {
             cell.subject: record_by_cell[cell.subject, cell.name]
-            for cell in row_cells
+            for cell in row_study_cells
             if (cell.subject, cell.name) in record_by_cell
         }
         if finished_records:
-            sections.setdefault(section_name, {})[row] = finished_records
+            records_by_section.setdefault(section_name, {})[row] = finished_records
     return {
-        "sections": {name: summarize_section(rows) for name, rows in sections.items()},
+        "sections": {name: summarize_section(rows) for name, rows in records_by_section.items()},
         "setting": {
             "steps": STEPS, "points": POINTS, "photographs_a_step": BATCH,
             "class_images": NUM_CLASS_IMAGES, "odd_place": ODD_PLACE,
@@ -236,10 +242,16 @@ def main() -> None:
         (cell for cells in chosen_cells.values() for cell in cells),
         key=lambda cell: subjects.index(cell.subject),
     )
-    cell_records = run_study(cells_to_run, arguments.work, FILE, lambda _: POINTS, OptionScorer)
+    cell_records = run_study(
+        cells_to_run, arguments.work, FILE, lambda _: POINTS, OptionsStudyScorer
+    )
     if arguments.json:
-        cells = make_cells(tuple(SECTIONS), sorted({line["subject"] for line in cell_records}))
-        arguments.json.write_text(json.dumps(make_record(cells, cell_records), indent=1) + "\n")
+        study_cells = make_cells(
+            tuple(SECTIONS), sorted({line["subject"] for line in cell_records})
+        )
+        arguments.json.write_text(
+            json.dumps(make_record(study_cells, cell_records), indent=1) + "\n"
+        )
         write_study_page(arguments.json.parent)
 
 

@@ -68,8 +68,10 @@ def washed_out(image: Image.Image, share: float = 0.25) -> Image.Image:
 def noisy(image: Image.Image, deviation: float = 32.0) -> Image.Image:
     """The grain of a dim room, one grain a pixel at 512, in each colour."""
     grain_scale = _GRAIN_SIDE_PX / min(image.size)
-    grain_size = (round(image.width * grain_scale), round(image.height * grain_scale))
-    grain = np.random.default_rng(2).normal(128, deviation, (grain_size[1], grain_size[0], 3))
+    grain_image_size = (round(image.width * grain_scale), round(image.height * grain_scale))
+    grain = np.random.default_rng(2).normal(
+        128, deviation, (grain_image_size[1], grain_image_size[0], 3)
+    )
     grain_image = Image.fromarray(np.clip(grain, 0, 255).astype(np.uint8)).resize(
         image.size, Image.Resampling.BILINEAR
     )
@@ -171,8 +173,10 @@ def tiny_on_plain(image: Image.Image, share: float = 0.2) -> Image.Image:
     )
     grain_scale = 160 / min(image.size)
     grain_shape = (round(height * grain_scale), round(width * grain_scale))
-    noise = np.random.default_rng(0).integers(0, 255, grain_shape).astype(np.uint8)
-    grain = np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+    coarse_grain = np.random.default_rng(0).integers(0, 255, grain_shape).astype(np.uint8)
+    grain = np.asarray(
+        Image.fromarray(coarse_grain).resize((width, height), Image.Resampling.BICUBIC)
+    )
     background_pixels = edge_colour + (grain.astype(np.float32)[..., None] - 128) * 0.12
     return _paste_small(
         Image.fromarray(np.clip(background_pixels, 0, 255).astype(np.uint8)), image, share
@@ -215,8 +219,8 @@ def _paste_small(
     mask = Image.new("L", small_size, 0)
     ImageDraw.Draw(mask).ellipse((0, 0, small_size[0] - 1, small_size[1] - 1), fill=255)
     small_image = image.resize(small_size, Image.Resampling.LANCZOS)
-    position = (int(width * at[0]), int(height * at[1]))
-    background.paste(small_image, position, _blur(mask, 0.05))
+    paste_corner_px = (int(width * at[0]), int(height * at[1]))
+    background.paste(small_image, paste_corner_px, _blur(mask, 0.05))
     return background
 
 

@@ -21,9 +21,9 @@ def main(config_file: str, out: str) -> None:
     config = parse_config(Path(config_file).read_text(), config_file, [])
     if config.seed is not None:
         set_seed(config.seed)
-    loop = PlainLoop(config, str(model_directory(config.model.uri)))
-    loop.run_steps(config.train.steps)
-    loop.save(Path(out))
+    plain_loop = PlainLoop(config, str(model_directory(config.model.uri)))
+    plain_loop.run_steps(config.train.steps)
+    plain_loop.save(Path(out))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.measure import ElapsedTime
-from dreambooth_ray.compat.accelerate import forget_accelerators
+from benchmarks.measure import WallAndCpuTime
+from dreambooth_ray.compat.accelerate import reset_accelerator_state
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.families.stable_diffusion import FAMILY
@@ -71,9 +71,12 @@ class PairDataset(Dataset[dict[str, Tensor]]):
 
 def collate(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Photographs first, then class images, in one forward."""
-    pixels = [e["instance_images"] for e in examples] + [e["class_images"] for e in examples]
+    pixel_tensors = [e["instance_images"] for e in examples] + [e["class_images"] for e in examples]
     token_ids = [e["instance_ids"] for e in examples] + [e["class_ids"] for e in examples]
-    return {"pixel_values": torch.stack(pixels).contiguous(), "input_ids": torch.cat(token_ids)}
+    return {
+        "pixel_values": torch.stack(pixel_tensors).contiguous(),
+        "input_ids": torch.cat(token_ids),
+    }
 
 
 class PlainLoop:
@@ -90,7 +93,7 @@ class PlainLoop:
         torch.set_num_threads(1)
         self._config, self._directory, train_config = config, directory, config.train
         # One process times several; accelerate keeps the first one's precision otherwise.
-        forget_accelerators()
+        reset_accelerator_state()
         self.accelerator = Accelerator(cpu=not config.cluster.gpus, mixed_precision=mixed_precision)
         parts = parts or load_components(Path(directory))
         self.vae, self._schedule = parts.vae, parts.schedule
@@ -98,11 +101,11 @@ class PlainLoop:
         self._place_frozen(torch.bfloat16 if mixed_precision == "bf16" else torch.float32)
         if train_config.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self._weights = self._select_weights()
+        self._weights = self._select_trained_weights()
         optimizer = torch.optim.AdamW(
             self._weights, lr=train_config.lr, weight_decay=train_config.weight_decay, eps=1e-8
         )
-        scheduler = get_scheduler("constant", optimizer=optimizer)
+        lr_scheduler = get_scheduler("constant", optimizer=optimizer)
         batch_size = train_config.batch_size
         loader = DataLoader(
             PairDataset(config, parts.tokenizer),
@@ -110,12 +113,12 @@ class PlainLoop:
             shuffle=True,
             collate_fn=collate,
         )
-        prepare = self.accelerator.prepare
-        self.unet, self.optimizer, self._loader, self._scheduler = prepare(
-            self.unet, optimizer, loader, scheduler
+        accelerate_prepare = self.accelerator.prepare
+        self.unet, self.optimizer, self._loader, self._scheduler = accelerate_prepare(
+            self.unet, optimizer, loader, lr_scheduler
         )
         if train_config.text_encoder:
-            self.text_encoder = prepare(self.text_encoder.train())
+            self.text_encoder = accelerate_prepare(self.text_encoder.train())
         self._batches = self._repeat_batches()
 
     def _place_frozen(self, dtype: torch.dtype) -> None:
@@ -127,7 +130,7 @@ class PlainLoop:
         if train_config.method == "lora":
             self.unet.to(device, dtype)
 
-    def _select_weights(self) -> list[torch.nn.Parameter]:
+    def _select_trained_weights(self) -> list[torch.nn.Parameter]:
         train_config = self._config.train
         if train_config.method == "lora":
             self.unet.requires_grad_(False)
@@ -140,8 +143,8 @@ class PlainLoop:
                 )
             )  # fmt: skip
             weights = [p for p in self.unet.parameters() if p.requires_grad]
-            for weight in weights:
-                weight.data = weight.data.float()
+            for parameter in weights:
+                parameter.data = parameter.data.float()
             return weights
         self.text_encoder.requires_grad_(train_config.text_encoder)
         trained_models = (
@@ -153,12 +156,12 @@ class PlainLoop:
         while True:
             yield from self._loader
 
-    def run_steps(self, count: int) -> ElapsedTime:
+    def run_steps(self, count: int) -> WallAndCpuTime:
         """So many optimizer steps."""
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
         for _ in range(count):
             self._train_step(next(self._batches))
-        return ElapsedTime(time.perf_counter() - start_s, time.process_time() - start_cpu_s)
+        return WallAndCpuTime(time.perf_counter() - start_s, time.process_time() - start_cpu_s)
 
     def save(self, folder: Path) -> None:
         """What the scripts leave: a pipeline's directory, or an adapter's file."""

@@ -89,9 +89,9 @@ class JudgedScorer(StudyScorer):
         """Totals, and the processor's seconds of the training that led there."""
         start_s = time.process_time()
         trained_s = start_s - self._start_s - self._scoring_s
-        score_totals = self.score(parts, self._protocol)
+        score_by_metric = self.score(parts, self._protocol)
         self._scoring_s += time.process_time() - start_s
-        return {"judged": score_totals, "seconds": {"trained": round(trained_s, 2)}}
+        return {"judged": score_by_metric, "seconds": {"trained": round(trained_s, 2)}}
 
 
 def make_cells(
@@ -100,19 +100,21 @@ def make_cells(
     """All of them, method by method and subject by subject."""
     study_cells = []
     for method, subject, prior_kind in product(methods, subjects, kinds):
-        has_images, overrides = KINDS[prior_kind]
+        has_class_images, overrides = KINDS[prior_kind]
         overrides = (*SETTINGS[model].overrides, *overrides)
-        study_cells.append(StudyCell(subject, method, has_images, overrides, model))
+        study_cells.append(StudyCell(subject, method, has_class_images, overrides, model))
     return study_cells
 
 
 def parse_method_and_kind(line: dict[str, Any]) -> tuple[str, str]:
     """Method and kind of a cell's line."""
-    method, *name_parts = line["cell"].split(", ")
-    prior_kinds = {word.removeprefix("prior.kind=") for word in name_parts if "prior.kind=" in word}
+    method, *cell_name_parts = line["cell"].split(", ")
+    prior_kinds = {
+        word.removeprefix("prior.kind=") for word in cell_name_parts if "prior.kind=" in word
+    }
     if prior_kinds:
         return method, prior_kinds.pop()
-    return method, "images" if "with class images" in name_parts else "none"
+    return method, "images" if "with class images" in cell_name_parts else "none"
 
 
 def measure_class_images(work: Path, model: str) -> float:
@@ -148,13 +150,15 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    model, toy_setting = arguments.model, SETTINGS[arguments.model]
-    study_cells = make_cells(range(arguments.subjects), arguments.methods, arguments.kinds, model)
+    model_name, toy_setting = arguments.model, SETTINGS[arguments.model]
+    study_cells = make_cells(
+        range(arguments.subjects), arguments.methods, arguments.kinds, model_name
+    )
     for study_cell in study_cells:
         if study_cell.prior:
             # Before any training, so that its seconds are its own.
             generate_class_images(
-                load_cell_config(study_cell, arguments.work), model_directory(model)
+                load_cell_config(study_cell, arguments.work), model_directory(model_name)
             )
     cell_records = run_study(
         study_cells, arguments.work, toy_setting.file, lambda _: toy_setting.points, JudgedScorer
@@ -162,28 +166,28 @@ def main() -> None:
     if arguments.json is None:
         return
     class_images_s = read_class_images_s(arguments.json)
-    measured_images_s = round(measure_class_images(arguments.work, model), 1)
-    class_images_s |= dict.fromkeys(arguments.methods, measured_images_s)
-    results = summarize_cells(
+    measured_class_images_s = round(measure_class_images(arguments.work, model_name), 1)
+    class_images_s |= dict.fromkeys(arguments.methods, measured_class_images_s)
+    study_results = summarize_cells(
         [(*parse_method_and_kind(line), line) for line in cell_records], class_images_s
     )
-    (study_cell,) = make_cells(range(1), ["lora"], ["none"], model)
+    (study_cell,) = make_cells(range(1), ["lora"], ["none"], model_name)
     train_config = load_cell_config(study_cell, arguments.work).train
     setting_record = {
-        "model": model, "steps": train_config.steps, "points": toy_setting.points,
+        "model": model_name, "steps": train_config.steps, "points": toy_setting.points,
         "photographs_a_step": train_config.batch_size, "class_images": NUM_CLASS_IMAGES,
         "class_images_s": class_images_s, "overrides": toy_setting.overrides,
     }  # fmt: skip
     record = {
-        **results,
+        **study_results,
         "setting": setting_record,
         "conditions": read_conditions(),
         "cells": cell_records,
     }
     arguments.json.write_text(json.dumps(record, indent=1) + "\n")
-    arguments.json.with_suffix(".md").write_text(format_page(results, setting_record))
+    arguments.json.with_suffix(".md").write_text(format_page(study_results, setting_record))
     if arguments.plot:
-        plot_fronts(results, arguments.plot)
+        plot_fronts(study_results, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study_table import Curve, compute_spread, format_spread, interpolate_scores
+from benchmarks.study_table import (
+    Curve,
+    compute_mean_and_deviation,
+    format_mean_and_deviation,
+    interpolate_scores_at_value,
+)
 from dreambooth_ray.config.count_text import describe_count
 
 # Key of a score, and its column.
@@ -58,7 +63,7 @@ def _summarize_method(kinds: dict[str, dict[int, Curve]]) -> dict[str, Any]:
     curves_by_kind = {kind: [curves[s] for s in subjects] for kind, curves in kinds.items()}
     return {
         "subjects": subjects,
-        "last": {kind: _summarize_last(curves) for kind, curves in curves_by_kind.items()},
+        "last": {kind: _summarize_last_scores(curves) for kind, curves in curves_by_kind.items()},
         "front": {kind: _average_curves(curves) for kind, curves in curves_by_kind.items()},
         "equal_likeness": {
             kind: _compare_at_likeness(curves, curves_by_kind[BASELINE])
@@ -73,9 +78,11 @@ def _summarize_method(kinds: dict[str, dict[int, Curve]]) -> dict[str, Any]:
     }
 
 
-def _summarize_last(curves: list[Curve]) -> dict[str, Any]:
+def _summarize_last_scores(curves: list[Curve]) -> dict[str, Any]:
     score_keys = (*TITLES, "seconds", "with_images_s")
-    return {key: compute_spread([curve[key][-1] for curve in curves]) for key in score_keys}
+    return {
+        key: compute_mean_and_deviation([curve[key][-1] for curve in curves]) for key in score_keys
+    }
 
 
 def _average_curves(curves: list[Curve]) -> Curve:
@@ -91,7 +98,10 @@ def _compare_at_likeness(curves: list[Curve], baselines: list[Curve]) -> dict[st
     for curve, baseline_curve in zip(curves, baselines, strict=True):
         subject_fidelity = min(max(curve["dino"]), max(baseline_curve["dino"]))
         score_pairs.append(
-            tuple(interpolate_scores(c, "dino", subject_fidelity) for c in (curve, baseline_curve))
+            tuple(
+                interpolate_scores_at_value(c, "dino", subject_fidelity)
+                for c in (curve, baseline_curve)
+            )
         )
     return _summarize_pairs(score_pairs)
 
@@ -100,10 +110,10 @@ def _compare_at_seconds(curves: list[Curve], baselines: list[Curve]) -> dict[str
     """Where both have taken as long, class images included."""
     score_pairs = []
     for curve, baseline_curve in zip(curves, baselines, strict=True):
-        equal_seconds = min(curve["with_images_s"][-1], baseline_curve["with_images_s"][-1])
+        compared_seconds = min(curve["with_images_s"][-1], baseline_curve["with_images_s"][-1])
         score_pairs.append(
             tuple(
-                interpolate_scores(c, "with_images_s", equal_seconds)
+                interpolate_scores_at_value(c, "with_images_s", compared_seconds)
                 for c in (curve, baseline_curve)
             )
         )
@@ -114,14 +124,14 @@ def _summarize_pairs(pairs: list[tuple[dict[str, float], ...]]) -> dict[str, Any
     """Means of a kind and of class images, and in how many subjects the kind is better."""
     comparison_by_key = {}
     for key in (*TITLES, "steps", "seconds", "with_images_s"):
-        is_better = [
+        better_flags = [
             (ours[key] > theirs[key]) if key in MORE_IS_BETTER else (ours[key] < theirs[key])
             for ours, theirs in pairs
         ]
         comparison_by_key[key] = {
-            "kind": compute_spread([ours[key] for ours, _ in pairs]),
-            BASELINE: compute_spread([theirs[key] for _, theirs in pairs]),
-            "better_in": sum(is_better),
+            "kind": compute_mean_and_deviation([ours[key] for ours, _ in pairs]),
+            BASELINE: compute_mean_and_deviation([theirs[key] for _, theirs in pairs]),
+            "better_in": sum(better_flags),
         }
     return comparison_by_key
 
@@ -131,15 +141,20 @@ def format_page(results: dict[str, Any], setting: dict[str, Any]) -> str:
     page_lines = [
         "# Ways to keep what the model knows, measured",
         "",
-        f"Random toy subjects{_name_model(setting)}, {setting['steps']} steps of "
+        f"Random toy subjects{_describe_model(setting)}, {setting['steps']} steps of "
         f"{setting['photographs_a_step']} photographs; {setting['class_images']} class images took "
-        f"{_describe_seconds(setting['class_images_s'])}. "
+        f"{_describe_class_image_times(setting['class_images_s'])}. "
         "Seconds are the processor's. Made by `python -m benchmarks.preservation_study`; every "
         "cell is in the record beside this page.",
     ]
     for method, method_result in results["methods"].items():
         subject_count_text = describe_count(len(method_result["subjects"]), "subject")
-        page_lines += ["", f"## {method}, {subject_count_text}", "", *format_last(method_result)]
+        page_lines += [
+            "",
+            f"## {method}, {subject_count_text}",
+            "",
+            *format_last_scores(method_result),
+        ]
         for key, title in _COMPARISONS.items():
             heading = (
                 f"{title}: the kind / class images, and in how many subjects the kind is better"
@@ -148,39 +163,41 @@ def format_page(results: dict[str, Any], setting: dict[str, Any]) -> str:
                 "",
                 heading,
                 "",
-                *_format_pairs(method_result[key], len(method_result["subjects"])),
+                *_format_comparison_table(method_result[key], len(method_result["subjects"])),
             ]
     return "\n".join(page_lines) + "\n"
 
 
-def _describe_seconds(class_images_s: Mapping[str, float]) -> str:
+def _describe_class_image_times(class_images_s: Mapping[str, float]) -> str:
     return ", ".join(f"{seconds} s ({method})" for method, seconds in class_images_s.items())
 
 
-def _name_model(setting: dict[str, Any]) -> str:
+def _describe_model(setting: dict[str, Any]) -> str:
     model = setting.get("model", "toyworld")
     return "" if model == "toyworld" else f" on `{model}`"
 
 
-def format_last(result: dict[str, Any]) -> list[str]:
+def format_last_scores(result: dict[str, Any]) -> list[str]:
     """Kinds after the last step, as a table."""
     column_titles = {**TITLES, **_SECONDS_TITLES}
     return [
         "| after the last step | " + " | ".join(column_titles.values()) + " |",
         "| --- |" + " ---: |" * len(column_titles),
         *(
-            f"| {kind} | " + " | ".join(format_spread(row[k]) for k in column_titles) + " |"
+            f"| {kind} | "
+            + " | ".join(format_mean_and_deviation(row[k]) for k in column_titles)
+            + " |"
             for kind, row in result["last"].items()
         ),
     ]
 
 
-def format_likeness(result: dict[str, Any]) -> list[str]:
+def format_equal_likeness(result: dict[str, Any]) -> list[str]:
     """Kinds where they are as faithful to the subject as class images are, as a table."""
-    return _format_pairs(result["equal_likeness"], len(result["subjects"]))
+    return _format_comparison_table(result["equal_likeness"], len(result["subjects"]))
 
 
-def _format_pairs(table: dict[str, Any], num_subjects: int) -> list[str]:
+def _format_comparison_table(table: dict[str, Any], num_subjects: int) -> list[str]:
     column_titles = {
         **TITLES,
         "steps": "steps",

@@ -19,19 +19,19 @@ import ray
 import ray.data
 import torch
 
-from benchmarks.measure import BenchmarkCase, ElapsedTime, compare_sides
+from benchmarks.measure import BenchmarkCase, WallAndCpuTime, compare_sides
 from benchmarks.sample_theme import make_pipeline
-from benchmarks.theme import Setting
-from cluster.session import connection
+from benchmarks.theme import BenchmarkSettings
+from cluster.session import ray_connection
 from dreambooth_ray.actor_pool import ActorPool, PoolWords
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig, CountRange
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_directory, model_hash
-from dreambooth_ray.priors.prior_generation import open_set
+from dreambooth_ray.priors.prior_generation import open_prior_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
-from dreambooth_ray.priors.worker_actor import PriorWorkerActor
+from dreambooth_ray.priors.prior_worker_actor import PriorWorkerActor
 from dreambooth_ray.storage.store import Store
 
 CHUNK = 8
@@ -62,15 +62,15 @@ class PipelineSampler:
         }
 
 
-def sample_with_ray_data(model: str, steps: int, chunks: int, actors: int) -> ElapsedTime:
+def sample_with_ray_data(model: str, steps: int, chunks: int, actors: int) -> WallAndCpuTime:
     """One pass of a data set; from the first image begun to the last one done."""
-    seeds = ray.data.range(chunks * CHUNK, override_num_blocks=chunks)
-    image_rows = seeds.map_batches(
+    seed_dataset = ray.data.range(chunks * CHUNK, override_num_blocks=chunks)
+    sampled_rows = seed_dataset.map_batches(
         PipelineSampler, fn_constructor_args=(model, steps), batch_size=CHUNK, num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
     ).take_all()  # fmt: skip
-    return ElapsedTime(
-        max(row["done"] for row in image_rows) - min(row["began"] for row in image_rows)
+    return WallAndCpuTime(
+        max(row["done"] for row in sampled_rows) - min(row["began"] for row in sampled_rows)
     )
 
 
@@ -95,25 +95,25 @@ def _read_idle_s() -> float:
 class PriorActors:
     """Our pool, its actors alive from turn to turn; every turn samples new chunks."""
 
-    def __init__(self, setting: Setting, steps: int, folder: Path, actors: int) -> None:
-        directory = model_directory(setting.model)
-        components = load_components(directory)
+    def __init__(self, setting: BenchmarkSettings, steps: int, folder: Path, actors: int) -> None:
+        model_folder = model_directory(setting.model)
+        components = load_components(model_folder)
         unet_config: Any = components.unet.config
         prior_spec = PriorSpec(
-            model_hash(directory), (PROMPT,),
+            model_hash(model_folder), (PROMPT,),
             SamplingParams(num_inference_steps=steps, guidance_scale=GUIDANCE),
             int(unet_config.sample_size) * components.latent_factor, 0, CHUNK,
         )  # fmt: skip
-        prior_store = open_set(Store(str(folder)), prior_spec)
+        prior_store = open_prior_set(Store(str(folder)), prior_spec)
         actor_class = ray.remote(num_cpus=1, runtime_env=worker_environment())(PriorWorkerActor)
         worker_actors = [
-            actor_class.remote(str(directory), prior_store.uri, prior_spec, False)
+            actor_class.remote(str(model_folder), prior_store.uri, prior_spec, False)
             for _ in range(actors)
         ]
         worker_iterator: Iterator[Any] = iter(worker_actors)
-        actor_range, wait_s = CountRange(min=actors, max=actors), ClusterConfig().wait_s
+        actor_range, wait_limit_s = CountRange(min=actors, max=actors), ClusterConfig().wait_s
         self._actor_pool = ActorPool[Any](
-            lambda: next(worker_iterator), actor_range, actors, wait_s, WORDS
+            lambda: next(worker_iterator), actor_range, actors, wait_limit_s, WORDS
         )
         # Answered once they have loaded, which the pool has asked of them.
         self._pids = [worker.__ray_call__.remote(lambda _: os.getpid()) for worker in worker_actors]
@@ -124,7 +124,7 @@ class PriorActors:
         """Wait until the actors have loaded their model."""
         self._processes = [psutil.Process(pid) for pid in ray.get(self._pids)]
 
-    def sample_chunks(self, chunks: int) -> ElapsedTime:
+    def sample_chunks(self, chunks: int) -> WallAndCpuTime:
         """So many chunks, committed."""
         chunk_numbers = list(range(self._next_chunk, self._next_chunk + chunks))
         self._next_chunk += chunks
@@ -132,20 +132,20 @@ class PriorActors:
         def start_chunk(actor: Any, number: int) -> Any:
             return actor.generate.remote(number)
 
-        start_s, start_cpu_s = time.perf_counter(), self._cpu_s()
+        start_s, start_cpu_s = time.perf_counter(), self._read_cpu_s()
         while chunk_numbers:
             for chunk_number, _ in self._actor_pool.process_chunks(chunk_numbers, start_chunk):
                 if chunk_number in chunk_numbers:
                     chunk_numbers.remove(chunk_number)
-        return ElapsedTime(time.perf_counter() - start_s, self._cpu_s() - start_cpu_s)
+        return WallAndCpuTime(time.perf_counter() - start_s, self._read_cpu_s() - start_cpu_s)
 
-    def _cpu_s(self) -> float:
+    def _read_cpu_s(self) -> float:
         """Processor time of all actors since they started."""
         cpu_times = [process.cpu_times() for process in self._processes]
         return float(sum(t.user + t.system for t in cpu_times))
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     """The largest number of actors against one, and against as many of Ray Data's."""
     num_steps, num_actors = setting.pick(6, 25), max(setting.workers)
     num_pairs, num_chunks = (
@@ -154,7 +154,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     )
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder,
-        connection(ClusterConfig(), 3 * num_actors + 2, is_bare=True),
+        ray_connection(ClusterConfig(), 3 * num_actors + 2, is_bare=True),
     ):
         ray.data.DataContext.get_current().enable_progress_bars = False
         many_actors = PriorActors(setting, num_steps, Path(temp_folder) / "many", num_actors)
@@ -162,7 +162,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         many_actors.wait_until_ready()
         one_actor.wait_until_ready()
 
-        def sample_when_idle() -> ElapsedTime:
+        def sample_when_idle() -> WallAndCpuTime:
             wait_until_idle()
             return many_actors.sample_chunks(num_chunks)
 
@@ -192,7 +192,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         ]  # fmt: skip
     return {
         "cases": cases,
-        "lost": compute_lost_shares(cases[0], num_actors),
+        "lost": compute_lost_speedup(cases[0], num_actors),
         "below_the_bar": explain_missed_bar(cases[0], num_actors),
         "configuration": {
             "actors": num_actors, "images_a_turn": CHUNK * num_chunks, "steps": num_steps,
@@ -201,7 +201,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compute_lost_shares(case: dict[str, Any], actors: int) -> dict[str, float]:
+def compute_lost_speedup(case: dict[str, Any], actors: int) -> dict[str, float]:
     """Shares of what several actors could do at most, by what takes them."""
     if "ratio" not in case:
         return {}
@@ -216,11 +216,11 @@ def explain_missed_bar(case: dict[str, Any], actors: int) -> list[str]:
     """Why the bar was not reached, in a sentence; nothing if it was."""
     if case.get("reached", True):
         return []
-    lost_shares, cpu_ratio = compute_lost_shares(case, actors), case["cpu_ratio"]["median"]
+    lost_speedup_shares, cpu_ratio = compute_lost_speedup(case, actors), case["cpu_ratio"]["median"]
     return [
         f"{case['case']}: {case['ratio']['median']:.2f} of {case['bar']}. With {actors} actors at "
         f"work an image takes {1 / cpu_ratio:.3f} times the processor time that it takes one "
         f"alone: actors that never waited would come to {cpu_ratio * actors:.2f}. Waiting for "
         f"the next chunk, for the last one of a turn and for Ray's processes takes "
-        f"{lost_shares['to waiting, of what is left']:.1%} of that."
+        f"{lost_speedup_shares['to waiting, of what is left']:.1%} of that."
     ]

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.conditions import read_conditions
 from benchmarks.gated_runs import make_config, start_gated_run
-from benchmarks.theme import Setting
-from cluster.session import connection
+from benchmarks.theme import BenchmarkSettings
+from cluster.session import ray_connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import ConfigError
 
@@ -36,24 +36,27 @@ PHASES = {
     "rest of the training step": ("DreamBoothModule.training_step",),
     "clipping": ("DreamBoothModule.configure_gradient_clipping",),
     "optimizer": ("adam (", "_init_group", "Optimizer.zero_grad"),
-    "records": ("StepSequence._record", "CheckpointSaver."),
+    "records": ("TrainingStepCallback._record_metrics", "CheckpointSaver."),
 }
 
 
 def compute_phase_shares(raw: str) -> dict[str, float]:
     """Of py-spy's raw output (one stack a line, and its count), by phase."""
-    samples_by_phase: Counter[str] = Counter()
+    stack_samples_by_phase: Counter[str] = Counter()
     for line in raw.splitlines():
-        stack, num_samples = line.rsplit(" ", 1)
-        if THREAD in stack and WAITS not in stack:
-            samples_by_phase[_find_phase(stack)] += int(num_samples)
-    total_samples = samples_by_phase.total()
-    return {name: round(count / total_samples, 4) for name, count in samples_by_phase.most_common()}
+        call_stack, num_stack_samples = line.rsplit(" ", 1)
+        if THREAD in call_stack and WAITS not in call_stack:
+            stack_samples_by_phase[_find_phase(call_stack)] += int(num_stack_samples)
+    total_stack_samples = stack_samples_by_phase.total()
+    return {
+        name: round(count / total_stack_samples, 4)
+        for name, count in stack_samples_by_phase.most_common()
+    }
 
 
-def _find_phase(stack: str) -> str:
+def _find_phase(call_stack: str) -> str:
     for phase_name, function_names in PHASES.items():
-        if any(function in stack for function in function_names):
+        if any(function in call_stack for function in function_names):
             return phase_name
     return "Lightning and the rest"
 
@@ -64,10 +67,10 @@ def profile_method(method: str) -> dict[str, float]:
         raise ConfigError("py-spy is not installed; it comes with ray[default]")
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
         config, stacks_file = (
-            make_config(Path(temp_folder), Setting(), method, 1),
+            make_config(Path(temp_folder), BenchmarkSettings(), method, 1),
             Path(temp_folder) / "raw",
         )
-        with connection(ClusterConfig(), 6, is_bare=True), start_gated_run(config) as gated_run:
+        with ray_connection(ClusterConfig(), 6, is_bare=True), start_gated_run(config) as gated_run:
             gated_run.wait_until_ready()
             gated_run.run_steps(WARM_UP)
             steps_thread = threading.Thread(target=gated_run.run_steps, args=(STEPS,))

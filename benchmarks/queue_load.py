@@ -25,25 +25,25 @@ from dreambooth_ray.storage.store import Store
 NUM_OWNERS, ADDED_A_SECOND, CALLS = 100, 500, 30
 
 
-def make_record(number: int) -> WorkRecord:
+def make_work_record(number: int) -> WorkRecord:
     """Owners take turns in adding, so many a second."""
     created_ms = 1_700_000_000_000 + number * 1000 // ADDED_A_SECOND
     owner = f"owner-{number % NUM_OWNERS}"
     return WorkRecord(id=f"work-{number}", owner=owner, payload="{}", created_ms=created_ms)
 
 
-def fill(store: Store, count: int) -> None:
+def fill_queue(store: Store, count: int) -> None:
     """So many that wait."""
-    queue = WorkQueue(store)
+    work_queue = WorkQueue(store)
 
     def add_record(number: int) -> None:
-        record = make_record(number)
+        work_record = make_work_record(number)
         if not store.is_local:
-            queue.add(record)
+            work_queue.add(work_record)
             return
-        mark_file = store.local_path(f"waiting/{WorkMark.of(record).name}")
-        mark_file.parent.mkdir(parents=True, exist_ok=True)
-        mark_file.touch()
+        waiting_mark_file = store.local_path(f"waiting/{WorkMark.of(work_record).name}")
+        waiting_mark_file.parent.mkdir(parents=True, exist_ok=True)
+        waiting_mark_file.touch()
 
     with ThreadPoolExecutor(1 if store.is_local else 32) as thread_pool:
         list(thread_pool.map(add_record, range(count)))
@@ -51,20 +51,20 @@ def fill(store: Store, count: int) -> None:
 
 def measure(store: Store, count: int) -> dict[str, Any]:
     """Milliseconds of each call, in a queue of `count`."""
-    fill(store, count)
-    queue, record_numbers = WorkQueue(store), iter(range(count, count + 10_000))
+    fill_queue(store, count)
+    work_queue, new_record_numbers = WorkQueue(store), iter(range(count, count + 10_000))
     # Their records alone are needed: those that are claimed first.
     timed_calls: dict[str, Callable[[], object]] = {
-        "add": lambda: queue.add(make_record(next(record_numbers))),
-        "list a page": lambda: queue.list_marks("waiting", "", 50),
-        "list a later page": lambda: queue.list_marks(
-            "waiting", WorkMark.of(make_record(count // 2)).name, 50
+        "add": lambda: work_queue.add(make_work_record(next(new_record_numbers))),
+        "list a page": lambda: work_queue.list_marks("waiting", "", 50),
+        "list a later page": lambda: work_queue.list_marks(
+            "waiting", WorkMark.of(make_work_record(count // 2)).name, 50
         ),
-        "claim the next": lambda: queue.claim_next(60.0),
+        "claim the next": lambda: work_queue.claim_next(60.0),
     }
     record: dict[str, Any] = {"waiting": count, "owners": NUM_OWNERS}
     if store.is_local:
-        _write_first_records(store, count)
+        _add_first_work_records(store, count)
     for call_name, timed_call in timed_calls.items():
         times_ms = []
         for _ in range(CALLS):
@@ -76,11 +76,11 @@ def measure(store: Store, count: int) -> dict[str, Any]:
     return record | {"unit": "ms", "conditions": read_conditions()}
 
 
-def _write_first_records(store: Store, count: int) -> None:
-    queue = WorkQueue(store)
-    for number in range(min(count, 2 * NUM_OWNERS)):
-        record = make_record(number)
-        queue.add(record)
+def _add_first_work_records(store: Store, count: int) -> None:
+    work_queue = WorkQueue(store)
+    for record_number in range(min(count, 2 * NUM_OWNERS)):
+        work_record = make_work_record(record_number)
+        work_queue.add(work_record)
 
 
 def main() -> None:

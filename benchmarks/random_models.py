@@ -26,22 +26,23 @@ SD15 = ModelSize("Stable Diffusion 1.5", 1, 512)
 TINY = ModelSize("Stable Diffusion 1.5, an eighth of its channels", 8, 64)
 
 
-def make_parts(size: ModelSize, device: torch.device) -> Components:
+def make_random_components(size: ModelSize, device: torch.device) -> Components:
     """The parts of a size, float32; the toy's tokenizer, padded to 77, stands for CLIP's."""
     torch.manual_seed(0)
     text_hidden_size, num_norm_groups = 768 // size.divisor, 32 // size.divisor
-    shared_settings: Any = {"layers_per_block": 2, "norm_num_groups": num_norm_groups}
+    shared_model_settings: Any = {"layers_per_block": 2, "norm_num_groups": num_norm_groups}
     with torch.device(device):
         unet = UNet2DConditionModel(
             sample_size=size.side_px // 8, cross_attention_dim=text_hidden_size,
             attention_head_dim=8,
             block_out_channels=tuple(c // size.divisor for c in (320, 640, 1280, 1280)),
-            **shared_settings,
+            **shared_model_settings,
         )  # fmt: skip
         vae = AutoencoderKL(
             block_out_channels=tuple(c // size.divisor for c in (128, 256, 512, 512)),
             down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, sample_size=size.side_px, **shared_settings,
+            up_block_types=("UpDecoderBlock2D",) * 4, sample_size=size.side_px,
+            **shared_model_settings,
         )  # fmt: skip
         text_encoder = CLIPTextModel(
             CLIPTextConfig(

@@ -17,7 +17,7 @@ from dreambooth_ray.storage import paths
 from serve.api_messages import Receipt
 
 
-def check_receipts(
+def compare_with_receipts(
     answers: Path, bundles: dict[str, str], model: str, max_images: int | None = None
 ) -> dict[str, Any]:
     """Sample images alone from their receipts; how far the served ones are from those.
@@ -25,31 +25,39 @@ def check_receipts(
     most: how many of them; every one if None
     """
     torch.set_num_threads(1)
-    engine, worst_difference, num_mismatched, num_images = Engine(model_directory(model)), 0, 0, 0
+    engine, worst_pixel_difference, num_mismatched_receipts, num_images = (
+        Engine(model_directory(model)),
+        0,
+        0,
+        0,
+    )
     for adapter_name, bundle_folder in bundles.items():
         engine.add_adapter(adapter_name, Path(bundle_folder) / paths.ADAPTER)
     for answer_file in sorted(answers.glob("*.json"))[:max_images]:
         answer_record = json.loads(answer_file.read_text())
-        receipt, request_body = answer_record["image"]["receipt"], answer_record["asked"]
-        if any(receipt[k] != request_body[k] for k in ("prompt", "seed", "guidance_scale")):
-            num_mismatched += 1
+        image_receipt, request_body = answer_record["image"]["receipt"], answer_record["asked"]
+        if any(image_receipt[k] != request_body[k] for k in ("prompt", "seed", "guidance_scale")):
+            num_mismatched_receipts += 1
         reference_image = engine.sample(
             [
                 Request(
-                    receipt["prompt"],
-                    receipt["seed"],
-                    params=Receipt.model_validate(receipt).sampling_params,
-                    adapter=receipt["model"].partition("@")[0],
+                    image_receipt["prompt"],
+                    image_receipt["seed"],
+                    params=Receipt.model_validate(image_receipt).sampling_params,
+                    adapter=image_receipt["model"].partition("@")[0],
                 )
             ]
         )[0].image
         served_image = Image.open(io.BytesIO(base64.b64decode(answer_record["image"]["b64_json"])))
-        difference = np.abs(
+        pixel_difference = np.abs(
             np.asarray(reference_image, dtype=int) - np.asarray(served_image, dtype=int)
         ).max()
-        worst_difference, num_images = max(worst_difference, int(difference)), num_images + 1
+        worst_pixel_difference, num_images = (
+            max(worst_pixel_difference, int(pixel_difference)),
+            num_images + 1,
+        )
     return {
         "pictures": num_images,
-        "worst_pixel_difference": worst_difference,
-        "receipts_of_others": num_mismatched,
+        "worst_pixel_difference": worst_pixel_difference,
+        "receipts_of_others": num_mismatched_receipts,
     }

@@ -32,32 +32,35 @@ def measure_recovery(
     count: of workers, of which one is killed
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
-    run, recovery_times_s, repeated_steps = Store(storage).sub(paths.run("killed")), [], []
+    run_store, recovery_times_s, repeated_steps = Store(storage).sub(paths.run("killed")), [], []
     overrides = [
         "train.steps=100000", f"checkpoint.every={EVERY}", f"cluster.workers={count}",
         f"prior.count={class_images}",
     ]  # fmt: skip
     with start_training(folder, storage, "killed", *overrides) as process:
         for _ in range(kills):
-            last_checkpoint_step = (committed_steps(run) or [0])[-1]
-            wait_for(process, partial(_has_newer_checkpoint, run, last_checkpoint_step))
-            wait_for(process, lambda: read_last_step(run) % EVERY >= EVERY // 2)
-            step_at_kill, newest_checkpoint_step = read_last_step(run), committed_steps(run)[-1]
+            last_checkpoint_step = (committed_steps(run_store) or [0])[-1]
+            wait_for(process, partial(_has_newer_checkpoint, run_store, last_checkpoint_step))
+            wait_for(process, lambda: read_last_step(run_store) % EVERY >= EVERY // 2)
+            step_at_kill, newest_checkpoint_step = (
+                read_last_step(run_store),
+                committed_steps(run_store)[-1],
+            )
             random.choice(find_workers(process)).kill()
             start_s = time.monotonic()
-            wait_for(process, partial(_is_past_step, run, step_at_kill))
+            wait_for(process, partial(_is_past_step, run_store, step_at_kill))
             recovery_times_s.append(time.monotonic() - start_s)
             repeated_steps.append(step_at_kill - newest_checkpoint_step)
-    seconds_quantiles = compute_quantiles(recovery_times_s)
+    recovery_quantiles_s = compute_quantiles(recovery_times_s)
     case = {
         "case": f"one of {count} workers killed, until past where it was", "peer": "undisturbed",
-        "class_images": class_images, "unit": "s", "seconds": seconds_quantiles,
+        "class_images": class_images, "unit": "s", "seconds": recovery_quantiles_s,
         "each": [round(s, 2) for s in recovery_times_s],
         "steps_made_again": repeated_steps,
     }  # fmt: skip
-    if seconds_quantiles["p95"] > MAX_SPREAD * seconds_quantiles["p5"]:
+    if recovery_quantiles_s["p95"] > MAX_SPREAD * recovery_quantiles_s["p5"]:
         case["unsteady"] = (
-            f"p95 is {seconds_quantiles['p95'] / seconds_quantiles['p5']:.2f} times p5"
+            f"p95 is {recovery_quantiles_s['p95'] / recovery_quantiles_s['p5']:.2f} times p5"
         )
     return case
 
@@ -72,8 +75,8 @@ def start_training(
         f"subject.photos={folder / 'photos'}", f"storage.uri={storage}", f"run_id={name}",
         "sample.every=0", "prior.count=8", "prior.num_inference_steps=4", *overrides,
     ]  # fmt: skip
-    with (folder / "log").open("w") as log:
-        popen = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    with (folder / "log").open("w") as log_file:
+        popen = subprocess.Popen(command, stdout=log_file, stderr=log_file, cwd=folder)
     process = psutil.Process(popen.pid)
     try:
         yield process
@@ -102,12 +105,12 @@ def read_last_step(run: Store) -> int:
 
 def find_workers(process: psutil.Process) -> list[psutil.Process]:
     """The training workers below it."""
-    workers = []
-    for child in process.children(recursive=True):
+    worker_processes = []
+    for child_process in process.children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "RayTrainWorker" in " ".join(child.cmdline()):
-                workers.append(child)
-    return workers
+            if "RayTrainWorker" in " ".join(child_process.cmdline()):
+                worker_processes.append(child_process)
+    return worker_processes
 
 
 def wait_for(

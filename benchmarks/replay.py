@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster_plan import simulate_job_s
+from benchmarks.cluster_cost_plan import simulate_job_s
 from benchmarks.conditions import read_conditions
 from benchmarks.recovery import find_workers, read_last_step, start_training, wait_for
 from dreambooth_ray.storage import paths
@@ -50,7 +50,7 @@ class RunTrace:
         )
 
     @property
-    def start_s(self) -> float:
+    def restart_s(self) -> float:
         """From the first kill to the beginning of the next step."""
         progress_after_kill = [
             (at, step) for at, step in self.progress if at > self.kills_s[0] + SETTLED_S
@@ -76,10 +76,10 @@ def run_with_failures(
     ]  # fmt: skip
     with start_training(folder, str(folder / "storage"), f"{size}-{steps}", *overrides) as process:
         wait_for(process, lambda: read_last_step(run_store) > 0)
-        origin_s = time.monotonic()
+        first_step_time_s = time.monotonic()
 
-        def is_ended() -> bool:
-            elapsed_s, step = time.monotonic() - origin_s, read_last_step(run_store)
+        def kill_when_due() -> bool:
+            elapsed_s, step = time.monotonic() - first_step_time_s, read_last_step(run_store)
             if not trace.progress or trace.progress[-1][1] != step:
                 trace.progress.append((elapsed_s, step))
             last_kill_s = trace.kills_s[-1] if trace.kills_s else 0.0
@@ -94,27 +94,29 @@ def run_with_failures(
                 pending_failures_s.pop(0)
             return step >= steps
 
-        wait_for(process, is_ended, WHOLE_RUN_S)
+        wait_for(process, kill_when_due, WHOLE_RUN_S)
     return trace
 
 
 def compare_with_simulation(folder: Path, size: int) -> dict[str, Any]:
     """One size: simulated and measured time."""
     first_trace = run_with_failures(folder, size, FIRST_STEPS, [0.0], FIRST_KILL_AT)
-    step_s, start_s = first_trace.step_s, first_trace.start_s
+    step_s, restart_s = first_trace.step_s, first_trace.restart_s
     work_s, rng = (STEPS - 1) * step_s, random.Random(size)
-    failures_s = [
+    failure_gaps_s = [
         rng.uniform(0.2, 0.5) * work_s,
-        start_s + rng.uniform(0.2, 0.5) * work_s,
+        restart_s + rng.uniform(0.2, 0.5) * work_s,
     ]
-    simulated_s = simulate_job_s(work_s, EVERY * step_s, 0.0, start_s, iter(failures_s), 0.0)
-    second_trace = run_with_failures(folder, size, STEPS, failures_s)
-    measured_s = second_trace.progress[-1][0]
+    simulated_job_s = simulate_job_s(
+        work_s, EVERY * step_s, 0.0, restart_s, iter(failure_gaps_s), 0.0
+    )
+    second_trace = run_with_failures(folder, size, STEPS, failure_gaps_s)
+    measured_run_s = second_trace.progress[-1][0]
     return {
-        "workers": size, "step_s": step_s, "start_s": start_s, "failures_s": failures_s,
+        "workers": size, "step_s": step_s, "start_s": restart_s, "failures_s": failure_gaps_s,
         "killed_at_s": second_trace.kills_s, "without_failures_s": work_s,
-        "simulated_s": simulated_s, "measured_s": measured_s,
-        "ratio": round(measured_s / simulated_s, 4),
+        "simulated_s": simulated_job_s, "measured_s": measured_run_s,
+        "ratio": round(measured_run_s / simulated_job_s, 4),
     }  # fmt: skip
 
 
@@ -129,8 +131,8 @@ def main() -> None:
             write_photographs(Path(temp_folder) / "photos", 7, "robot", 5, 256)
             comparison_rows.append(compare_with_simulation(Path(temp_folder), num_workers))
             print(json.dumps(comparison_rows[-1]), flush=True)
-    run_setting = {"steps": STEPS, "checkpoint_every": EVERY, "photographs_a_step": BATCH}
-    record = {"rows": comparison_rows, "setting": run_setting, "conditions": read_conditions()}
+    replay_setting = {"steps": STEPS, "checkpoint_every": EVERY, "photographs_a_step": BATCH}
+    record = {"rows": comparison_rows, "setting": replay_setting, "conditions": read_conditions()}
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from benchmarks.ceiling import count_unet_flops, measure_ceilings
 from benchmarks.measure import BenchmarkCase, compare_sides, make_timed
-from benchmarks.theme import Setting
+from benchmarks.theme import BenchmarkSettings
 from dreambooth_ray.models.components import load_components, load_pipeline
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.sampling.engine import Engine
@@ -70,7 +70,7 @@ def sample_one_by_one(pipeline: StableDiffusionPipeline, requests: list[Request]
     return [sample_batch(pipeline, [r])[0] for r in requests]
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     """One image at a time, eight alike at once, eight mixed."""
     torch.set_num_threads(1)
     # As replicas have it; other engines record a forward once that has become worth it.
@@ -112,7 +112,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def _compute_utilisation(
-    setting: Setting, side_px: int, steps: int, cases: list[dict[str, Any]]
+    setting: BenchmarkSettings, side_px: int, steps: int, cases: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Share of the machine's matmul rate that each side's UNet operations reach."""
     components, matmul_gflops = (

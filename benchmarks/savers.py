@@ -19,7 +19,7 @@ import torch
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
-from dreambooth_ray.toyworld.evaluator import load_evaluator, read_images
+from dreambooth_ray.toyworld.evaluator import load_evaluator, predict_attributes
 from dreambooth_ray.toyworld.held_out_prompts import attribute_prompts
 
 SAVERS: dict[str, dict[str, Any]] = {
@@ -38,36 +38,42 @@ SAVERS: dict[str, dict[str, Any]] = {
 def measure(count: int) -> dict[str, Any]:
     """Every saver over the same held-out prompts, in chunks, so that drift of the clock evens."""
     torch.set_num_threads(1)
-    engine, evaluator = Engine(model_directory("toyworld")), load_evaluator()
+    engine, attribute_evaluator = Engine(model_directory("toyworld")), load_evaluator()
     prompts = attribute_prompts(count)
-    requests = [Request(prompt, k) for k, (prompt, _) in enumerate(prompts)]
-    engine.sample(requests[:8])
-    outputs_by_saver: dict[str, list[Any]] = {name: [] for name in SAVERS}
-    times_by_saver: dict[str, list[float]] = {name: [] for name in SAVERS}
+    sampling_requests = [Request(prompt, k) for k, (prompt, _) in enumerate(prompts)]
+    engine.sample(sampling_requests[:8])
+    outputs_by_cost_saver: dict[str, list[Any]] = {name: [] for name in SAVERS}
+    times_by_cost_saver: dict[str, list[float]] = {name: [] for name in SAVERS}
     for first_index in range(0, count, 8):
-        for saver_name, saver_options in SAVERS.items():
+        for cost_saver_name, cost_saver_options in SAVERS.items():
             request_group = [
-                replace(r, **saver_options) for r in requests[first_index : first_index + 8]
+                replace(r, **cost_saver_options)
+                for r in sampling_requests[first_index : first_index + 8]
             ]
             start_s = time.perf_counter()
-            outputs_by_saver[saver_name] += engine.sample(request_group)
-            times_by_saver[saver_name].append(time.perf_counter() - start_s)
-    rows_by_saver = {}
-    for saver_name, saver_outputs in outputs_by_saver.items():
-        attribute_readings = read_images(evaluator, [d.image for d in saver_outputs])
+            outputs_by_cost_saver[cost_saver_name] += engine.sample(request_group)
+            times_by_cost_saver[cost_saver_name].append(time.perf_counter() - start_s)
+    rows_by_cost_saver = {}
+    for cost_saver_name, cost_saver_outputs in outputs_by_cost_saver.items():
+        image_attributes = predict_attributes(
+            attribute_evaluator, [d.image for d in cost_saver_outputs]
+        )
         speed_ratios = sorted(
-            e / t for e, t in zip(times_by_saver["exact"], times_by_saver[saver_name], strict=True)
+            e / t
+            for e, t in zip(
+                times_by_cost_saver["exact"], times_by_cost_saver[cost_saver_name], strict=True
+            )
         )
         latent_errors = [
             float((d.latents - e.latents).square().mean().sqrt())
-            for d, e in zip(saver_outputs, outputs_by_saver["exact"], strict=True)
+            for d, e in zip(cost_saver_outputs, outputs_by_cost_saver["exact"], strict=True)
         ]
-        rows_by_saver[saver_name] = {
+        rows_by_cost_saver[cost_saver_name] = {
             "times_faster_median": round(speed_ratios[len(speed_ratios) // 2], 3),
             "latent_rmse": round(sum(latent_errors) / len(latent_errors), 4),
             **{
                 head: round(
-                    attribute_readings.accuracy(head, [truth[head] for _, truth in prompts]), 3
+                    image_attributes.accuracy(head, [truth[head] for _, truth in prompts]), 3
                 )
                 for head in prompts[0][1]
             },
@@ -76,7 +82,7 @@ def measure(count: int) -> dict[str, Any]:
         "count": count,
         "torch": torch.__version__,
         "machine": platform.machine(),
-        "rows": rows_by_saver,
+        "rows": rows_by_cost_saver,
     }
 
 

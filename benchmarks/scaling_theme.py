@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.gated_runs import GatedRun, dump_portable_config, make_config, start_gated_run
-from benchmarks.measure import BenchmarkCase, ElapsedTime, TimedWork, compare_sides
-from benchmarks.theme import Setting
-from cluster.session import connection
+from benchmarks.measure import BenchmarkCase, TimedWork, WallAndCpuTime, compare_sides
+from benchmarks.theme import BenchmarkSettings
+from cluster.session import ray_connection
 from dreambooth_ray.config.machines import ClusterConfig
 
 # Pairs of a photograph and a class image that a worker's step sees.
@@ -28,23 +28,25 @@ MANY_PAIRS = 4
 class GatedRunGroup:
     """Runs by workers and global batch, started together; each waits at its StepGate."""
 
-    def __init__(self, stack: ExitStack, folder: Path, setting: Setting, method: str) -> None:
+    def __init__(
+        self, stack: ExitStack, folder: Path, setting: BenchmarkSettings, method: str
+    ) -> None:
         self._stack, self._folder, self._setting, self._method = stack, folder, setting, method
         self.steps = steps_a_turn(setting)
 
     def start(self, *sizes: tuple[int, int]) -> list[GatedRun]:
         """For each (workers, global batch in pairs) a run at its first step."""
-        runs = []
-        for k, (workers, batch_pairs) in enumerate(sizes):
-            overrides = f"train.batch_size={batch_pairs}", f"cluster.workers={workers}"
-            run_name = f"{self._method}-{workers}-{batch_pairs}-{k}"
-            config = make_config(self._folder, self._setting, run_name, workers, *overrides)
-            runs.append(self._stack.enter_context(start_gated_run(config)))
-        for run in runs:
-            run.wait_until_ready()
-        return runs
+        started_runs = []
+        for k, (num_workers, pairs_per_batch) in enumerate(sizes):
+            overrides = f"train.batch_size={pairs_per_batch}", f"cluster.workers={num_workers}"
+            run_name = f"{self._method}-{num_workers}-{pairs_per_batch}-{k}"
+            config = make_config(self._folder, self._setting, run_name, num_workers, *overrides)
+            started_runs.append(self._stack.enter_context(start_gated_run(config)))
+        for started_run in started_runs:
+            started_run.wait_until_ready()
+        return started_runs
 
-    def compare_with(
+    def compare_with_run(
         self,
         name: str,
         ours: TimedWork,
@@ -61,26 +63,26 @@ class GatedRunGroup:
         )
 
 
-def steps_a_turn(setting: Setting) -> int:
+def steps_a_turn(setting: BenchmarkSettings) -> int:
     """Of every run."""
     return setting.pick(4, 15)
 
 
-def run_together(runs: list[GatedRun], steps: int) -> ElapsedTime:
+def run_together(runs: list[GatedRun], steps: int) -> WallAndCpuTime:
     """Runs of their own, at once."""
     start_s = time.perf_counter()
-    with ThreadPoolExecutor(len(runs)) as pool:
-        list(pool.map(lambda run: run.run_steps(steps), runs))
-    return ElapsedTime(time.perf_counter() - start_s)
+    with ThreadPoolExecutor(len(runs)) as thread_pool:
+        list(thread_pool.map(lambda run: run.run_steps(steps), runs))
+    return WallAndCpuTime(time.perf_counter() - start_s)
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     """The largest number of workers against one."""
     torch.set_num_threads(1)
     num_workers = max(setting.workers)
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder,
-        connection(ClusterConfig(), 3 * num_workers + 4, is_bare=True),
+        ray_connection(ClusterConfig(), 3 * num_workers + 4, is_bare=True),
     ):
         cases = _measure_cases(Path(temp_folder), setting, num_workers)
         config = make_config(Path(temp_folder), setting, "many", num_workers)
@@ -91,7 +93,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "efficiency": {
             name: round(value / num_workers, 3) for name, value in ratio_by_case.items()
         },
-        "lost": compute_lost_shares(ratio_by_case, num_workers),
+        "lost": compute_lost_speedup(ratio_by_case, num_workers),
         "below_the_bar": explain_missed_bars(cases, ratio_by_case),
         "configuration": {
             "workers": num_workers, "steps_a_turn": steps_a_turn(setting),
@@ -100,8 +102,13 @@ def measure(setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _compare_with_one(
-    folder: Path, setting: Setting, name: str, many: tuple[int, int], pairs: int, label: str
+def _compare_with_one_worker(
+    folder: Path,
+    setting: BenchmarkSettings,
+    name: str,
+    many: tuple[int, int],
+    pairs: int,
+    label: str,
 ) -> dict[str, Any]:
     """Several workers against one that has `pairs` a step, with no other run beside them.
 
@@ -113,12 +120,12 @@ def _compare_with_one(
         one_worker_run, many_worker_run = run_group.start((1, pairs), many)
         min_speedup = _compute_min_speedup(many[0]) if name.startswith("weak") else None
         run_turn = partial(many_worker_run.run_steps, run_group.steps)
-        return run_group.compare_with(
+        return run_group.compare_with_run(
             name, run_turn, one_worker_run, (2 * many[1], 2 * pairs), min_speedup
         )
 
 
-def _measure_ceiling(folder: Path, setting: Setting, many: int) -> dict[str, Any]:
+def _measure_ceiling(folder: Path, setting: BenchmarkSettings, many: int) -> dict[str, Any]:
     """As many runs, which exchange nothing, at once."""
     with ExitStack() as stack:
         run_group = GatedRunGroup(stack, folder, setting, "full-apart")
@@ -128,36 +135,44 @@ def _measure_ceiling(folder: Path, setting: Setting, many: int) -> dict[str, Any
             2 * MANY_PAIRS,
             partial(run_together, separate_runs, run_group.steps),
         )
-        return run_group.compare_with(
+        return run_group.compare_with_run(
             case_name, run_turn, separate_runs[0], (images_per_step * many, images_per_step), None
         )
 
 
-def _measure_cases(folder: Path, setting: Setting, many: int) -> list[dict[str, Any]]:
+def _measure_cases(folder: Path, setting: BenchmarkSettings, many: int) -> list[dict[str, Any]]:
     """Weak and, in full, the ceiling, strong, weak with the least work, and adapters alone."""
     pairs_per_worker = MANY_PAIRS
-    compare_with_one = partial(_compare_with_one, folder, setting)
-    weak_name = f"weak: {many} workers, {pairs_per_worker} pairs each"
-    cases = [compare_with_one(weak_name, (many, pairs_per_worker * many), pairs_per_worker, "full")]
+    compare_with_one_worker = partial(_compare_with_one_worker, folder, setting)
+    weak_scaling_name = f"weak: {many} workers, {pairs_per_worker} pairs each"
+    cases = [
+        compare_with_one_worker(
+            weak_scaling_name, (many, pairs_per_worker * many), pairs_per_worker, "full"
+        )
+    ]
     if setting.profile == "smoke":
         return cases
     # One pair a worker is the least that an exchange of all gradients can hide behind; the
     # gradients of adapters are a hundredth of the weights': hardly an exchange.
-    strong_name = f"strong: {many} workers share {pairs_per_worker} pairs"
-    small_name, lora_name = (
+    strong_scaling_name = f"strong: {many} workers share {pairs_per_worker} pairs"
+    small_batch_name, lora_case_name = (
         f"weak, one pair each: {many} workers",
         f"weak, lora: {many} workers, {pairs_per_worker} pairs each",
     )
     return [
         *cases,
         _measure_ceiling(folder, setting, many),
-        compare_with_one(strong_name, (many, pairs_per_worker), pairs_per_worker, "full-strong"),
-        compare_with_one(small_name, (many, many), 1, "full-small"),
-        compare_with_one(lora_name, (many, pairs_per_worker * many), pairs_per_worker, "lora"),
+        compare_with_one_worker(
+            strong_scaling_name, (many, pairs_per_worker), pairs_per_worker, "full-strong"
+        ),
+        compare_with_one_worker(small_batch_name, (many, many), 1, "full-small"),
+        compare_with_one_worker(
+            lora_case_name, (many, pairs_per_worker * many), pairs_per_worker, "lora"
+        ),
     ]
 
 
-def compute_lost_shares(ratio: dict[str, float], many: int) -> dict[str, float]:
+def compute_lost_speedup(ratio: dict[str, float], many: int) -> dict[str, float]:
     """Shares of what many workers could do at most, by what takes them; ratio: by case."""
     if "ceiling" not in ratio:
         return {}

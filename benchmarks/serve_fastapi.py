@@ -82,8 +82,8 @@ def serve_pipelines(bundles: dict[str, str], port: int, processes: int) -> Itera
     try:
         yield
     finally:
-        children = psutil.Process(server_process.pid).children(recursive=True)
+        child_processes = psutil.Process(server_process.pid).children(recursive=True)
         server_process.terminate()
         server_process.wait(timeout=60)
-        for child in psutil.wait_procs(children, timeout=10)[1]:
-            child.kill()
+        for child_process in psutil.wait_procs(child_processes, timeout=10)[1]:
+            child_process.kill()

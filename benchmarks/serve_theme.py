@@ -23,7 +23,7 @@ import ray.serve
 import torch
 from ray.serve.api import RunTarget
 
-from benchmarks import serve_batch, serve_fastapi
+from benchmarks import serve_batch_peer, serve_fastapi
 from benchmarks.callers import GENERATE, SUBJECTS, make_request_body, send_request
 from benchmarks.measure import (
     BenchmarkCase,
@@ -32,11 +32,11 @@ from benchmarks.measure import (
     make_timed,
     summarize_rates,
 )
-from benchmarks.receipts import check_receipts
+from benchmarks.receipts import compare_with_receipts
 from benchmarks.sample_theme import make_mixed_requests, make_pipeline, sample_one_by_one
 from benchmarks.served_subjects import make_subjects
-from benchmarks.theme import Setting
-from cluster.session import connection
+from benchmarks.theme import BenchmarkSettings
+from cluster.session import ray_connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.models.model_directory import model_directory
@@ -55,7 +55,7 @@ BARS = {"serve_batch": 1.5, "fastapi": 3.0}
 SHARES, BOUND_S = (0.4, 0.6, 0.8), 4.0
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     """Saturation of three sides and, in full, what the open loop and a preview take."""
     torch.set_num_threads(1)
     is_full = setting.profile == "full"
@@ -68,7 +68,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         bench = ServeBenchmark(bundles, storage_folder, answers_folder, num_replicas, setting.model)
         with ExitStack() as stack:
             stack.enter_context(serve_fastapi.serve_pipelines(bundles, FASTAPI_PORT, num_replicas))
-            stack.enter_context(connection(ClusterConfig(), 2 * num_replicas, is_bare=True))
+            stack.enter_context(ray_connection(ClusterConfig(), 2 * num_replicas, is_bare=True))
             bench.deploy_sides()
             for k in range(setting.pick(1, 3)):
                 bench.run_round(k, setting.pick(2, 15))
@@ -76,8 +76,8 @@ def measure(setting: Setting) -> dict[str, Any]:
                 bench.run_open_loop(15)
                 bench.measure_previews(5)
         max_images = None if is_full else 3
-        receipt_check = check_receipts(answers_folder, bundles, setting.model, max_images)
-    cases = bench.make_cases()
+        receipt_check = compare_with_receipts(answers_folder, bundles, setting.model, max_images)
+    cases = bench.summarize_cases()
     record: dict[str, Any] = {"cases": cases}
     if is_full:
         record["arithmetic"] = measure_without_server(setting)
@@ -96,7 +96,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure_without_server(setting: Setting) -> dict[str, Any]:
+def measure_without_server(setting: BenchmarkSettings) -> dict[str, Any]:
     """Mixed requests sampled without any server: the most that batching gains."""
     engine = Engine(model_directory(setting.model), lives_long=True)
     pipeline = make_pipeline(setting.model)
@@ -136,11 +136,9 @@ class ServeBenchmark:
     def deploy_sides(self) -> None:
         """Ours and Ray Serve's peer at once; wait until they and FastAPI's processes are warm."""
         ray.serve.start(http_options={"port": PORT})
-        run_targets = [
-            RunTarget(self._build_ours(), "ours"),
-            RunTarget(serve_batch.build(self._bundles, self._replicas), "serve_batch", "/peer"),
-        ]
-        ray.serve.run_many(run_targets)
+        peer = serve_batch_peer.build(self._bundles, self._replicas)
+        targets = [RunTarget(self._build_ours(), "ours"), RunTarget(peer, "serve_batch", "/peer")]
+        ray.serve.run_many(targets)
         for side_name, url in URLS.items():
             # Which of FastAPI's processes answers is the system's choice, not a router's.
             warm_up_rounds = 4 if side_name == "fastapi" and self._replicas > 1 else 1
@@ -149,8 +147,8 @@ class ServeBenchmark:
     def run_round(self, number: int, seconds: float) -> None:
         """Every side once, each beginning in its turn."""
         side_names = list(self.turns)
-        first_index = number % len(side_names)
-        for side_name in side_names[first_index:] + side_names[:first_index]:
+        first_side_index = number % len(side_names)
+        for side_name in side_names[first_side_index:] + side_names[:first_side_index]:
             caller_options = ["--callers", str(self.callers)]
             if side_name == "ours":
                 caller_options += ["--out", str(self._answers)]
@@ -162,42 +160,42 @@ class ServeBenchmark:
         saturation_rate = float(np.median([turn["images_per_s"] for turn in self.turns["ours"]]))
         for side_name in self.turns:
             self.open_loop_records[side_name] = []
-            for load_share in SHARES:
-                record = run_callers(
-                    URLS[side_name], seconds, "--rate", str(load_share * saturation_rate)
+            for saturation_share in SHARES:
+                open_loop_record = run_callers(
+                    URLS[side_name], seconds, "--rate", str(saturation_share * saturation_rate)
                 )
-                self.open_loop_records[side_name].append(record)
-                print(side_name, record, file=sys.stderr)
-                if record["p95_s"] > BOUND_S or record["failures"]:
+                self.open_loop_records[side_name].append(open_loop_record)
+                print(side_name, open_loop_record, file=sys.stderr)
+                if open_loop_record["p95_s"] > BOUND_S or open_loop_record["failures"]:
                     break
 
     def measure_previews(self, times: int) -> None:
         """Seconds to a first preview of three and to the image, of ours, alone."""
         for k in range(times):
-            preview_s, image_s = time_stream(URLS["ours"], make_request_body(k, 3))
+            preview_s, image_s = time_preview_stream(URLS["ours"], make_request_body(k, 3))
             self._preview_s.append(preview_s)
             self._image_s.append(image_s)
 
-    def make_cases(self) -> list[dict[str, Any]]:
+    def summarize_cases(self) -> list[dict[str, Any]]:
         """Throughput and tail against either peer at saturation, and the rest of what there is."""
-        cases, ours = [], self.turns["ours"]
+        cases, our_turns = [], self.turns["ours"]
         for peer, bar in BARS.items():
-            theirs = self.turns[peer]
+            their_turns = self.turns[peer]
             throughput_summary, tail_summary = (
-                summarize_rates(_read_rates(ours, key), _read_rates(theirs, key), key_bar)
+                summarize_rates(_read_rates(our_turns, key), _read_rates(their_turns, key), key_bar)
                 for key, key_bar in (("images_per_s", bar), ("per_p95_s", 1.0))
             )
-            load_text = f"{self.callers} callers, {len(SUBJECTS)} subjects"
-            shared_case_fields = {"peer": peer, "pairs": len(ours)}
+            workload_text = f"{self.callers} callers, {len(SUBJECTS)} subjects"
+            shared_case_fields = {"peer": peer, "pairs": len(our_turns)}
             cases += [
-                {"case": f"{load_text}: throughput", "unit": "images/s", "bar": bar}
+                {"case": f"{workload_text}: throughput", "unit": "images/s", "bar": bar}
                 | shared_case_fields | throughput_summary,
-                {"case": f"{load_text}: 1 / p95 latency", "unit": "1/s", "bar": 1.0}
+                {"case": f"{workload_text}: 1 / p95 latency", "unit": "1/s", "bar": 1.0}
                 | shared_case_fields | tail_summary,
             ]  # fmt: skip
         for peer in BARS if self.open_loop_records else ():
             cases.append(
-                compare_within_bound(
+                compare_within_latency_bound(
                     peer, self.open_loop_records["ours"], self.open_loop_records[peer]
                 )
             )
@@ -224,7 +222,7 @@ def _read_rates(turns: list[dict[str, Any]], key: str) -> list[float]:
     return [1 / turn["p95_s"] if key == "per_p95_s" else turn[key] for turn in turns]
 
 
-def compare_within_bound(
+def compare_within_latency_bound(
     peer: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The highest throughput of either side whose p95 was below the bound, and their ratio.
@@ -273,11 +271,11 @@ def run_callers(url: str, seconds: float, *words: str) -> dict[str, Any]:
 def warm_up(url: str, times: int, limit_s: float = 120.0) -> None:
     """Wait until every subject has been sampled once by each replica, or nearly so."""
     for subject_name in SUBJECTS * times:
-        body = {**make_request_body(0, 0), "model": subject_name, "num_inference_steps": 2}
+        request_body = {**make_request_body(0, 0), "model": subject_name, "num_inference_steps": 2}
         deadline = time.monotonic() + limit_s
         while True:
             try:
-                send_request(url, body)
+                send_request(url, request_body)
                 break
             except OSError:
                 if time.monotonic() > deadline:
@@ -285,7 +283,7 @@ def warm_up(url: str, times: int, limit_s: float = 120.0) -> None:
                 time.sleep(0.3)
 
 
-def time_stream(url: str, body: dict[str, Any]) -> tuple[float, float]:
+def time_preview_stream(url: str, body: dict[str, Any]) -> tuple[float, float]:
     """Seconds to the first of three previews, and to the image."""
     request = urllib.request.Request(
         url,

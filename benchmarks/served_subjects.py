@@ -11,8 +11,8 @@ from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_directory, model_hash
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import publish_run
 
 
 def make_subjects(storage: str, model: str) -> dict[str, str]:
@@ -27,19 +27,21 @@ def make_subjects(storage: str, model: str) -> dict[str, str]:
             components.denoiser, lora_config, components.family.lora_targets, seed=k
         )
         generator = torch.Generator().manual_seed(k)
-        for name, weight in components.denoiser.named_parameters():
+        for name, parameter in components.denoiser.named_parameters():
             if "lora_B" in name:
-                weight.data = 0.05 * torch.randn(weight.shape, generator=generator)
+                parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
         with tempfile.TemporaryDirectory() as temp_folder:
             name = components.family.denoiser.name
             lora.save_adapters(components.denoiser, Path(temp_folder) / paths.ADAPTER / name)
-            metadata: dict[str, object] = {
+            bundle_metadata: dict[str, object] = {
                 "kind": "adapter",
                 "base_model": model,
                 "base_hash": model_hash(base_directory),
             }
             run_store = Store(storage).sub(paths.run(run_id))
-            manifest.publish_folder(run_store, paths.BUNDLE, Path(temp_folder), metadata)
+            manifest.upload_folder_with_manifest(
+                run_store, paths.BUNDLE, Path(temp_folder), bundle_metadata
+            )
             publish_run(run_store)
         bundle_folders[run_id] = f"{storage}/{paths.run(run_id)}/{paths.BUNDLE}"
     return bundle_folders

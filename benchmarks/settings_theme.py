@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.gated_runs import GatedRun, dump_portable_config, make_config, start_gated_run
 from benchmarks.measure import BenchmarkCase, compare_sides
-from benchmarks.theme import Setting
-from cluster.session import connection
+from benchmarks.theme import BenchmarkSettings
+from cluster.session import ray_connection
 from dreambooth_ray.config.machines import ClusterConfig
 
 KEYS: dict[str, tuple[str, ...]] = {
@@ -40,7 +40,7 @@ SMOKE = ("lora", "output preserved", "output and class images")
 PROCESSES = 6
 
 
-def images_a_turn(overrides: Sequence[str], passes: int) -> int:
+def count_turn_images(overrides: Sequence[str], passes: int) -> int:
     """Images of both halves in so many batches of a worker, which are what is counted.
 
     A batch of an accumulating run is a part of its step's. A photograph under its caption without
@@ -54,14 +54,14 @@ def images_a_turn(overrides: Sequence[str], passes: int) -> int:
     return 2 * batch_size // accumulation_steps * passes
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     """Every setting against the defaults."""
     torch.set_num_threads(1)
     num_batches, num_pairs = setting.pick(6, 16), setting.pick(2, 4)
     setting_names = SMOKE if setting.profile == "smoke" else tuple(KEYS)
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as folder,
-        connection(ClusterConfig(), PROCESSES, is_bare=True),
+        ray_connection(ClusterConfig(), PROCESSES, is_bare=True),
     ):
         config = make_config(Path(folder), setting, "defaults", 1)
         with start_gated_run(config) as default_run:
@@ -90,7 +90,7 @@ def _select_overrides(name: str, side_px: int) -> tuple[str, ...]:
 def _compare_with_defaults(
     name: str,
     folder: Path,
-    setting: Setting,
+    setting: BenchmarkSettings,
     default_run: GatedRun,
     num_batches: int,
     num_pairs: int,
@@ -99,8 +99,8 @@ def _compare_with_defaults(
     overrides = _select_overrides(name, side_px)
     config = make_config(folder, setting, f"setting-{name.replace(' ', '-')}", 1, *overrides)
     case = BenchmarkCase(
-        name, "defaults", images_a_turn((), num_batches), "images",
-        ours_amount=images_a_turn(overrides, num_batches),
+        name, "defaults", count_turn_images((), num_batches), "images",
+        ours_amount=count_turn_images(overrides, num_batches),
     )  # fmt: skip
     with start_gated_run(config) as gated_run:
         gated_run.wait_until_ready()

@@ -30,10 +30,10 @@ from benchmarks.callers import send_request
 from benchmarks.measure import MAX_SPREAD, compute_quantiles
 from benchmarks.serve_theme import PORT, URLS
 from benchmarks.served_subjects import make_subjects
-from benchmarks.theme import Setting
+from benchmarks.theme import BenchmarkSettings
 from cluster.cluster_registry import find_cluster
 from cluster.dashboard import Dashboard
-from cluster.session import connection
+from cluster.session import ray_connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import CapacityError, DreamBoothError
@@ -50,7 +50,7 @@ SubmitTime = tuple[float, dict[str, float]]
 DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     """Submitting, a replica, subjects.
 
     A smoke profile submits once, without class images, and has no bar.
@@ -61,26 +61,30 @@ def measure(setting: Setting) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder,
         ExitStack() as head_stack,
     ):
-        folder, storage = Path(temp_folder), Path(temp_folder) / "served"
+        folder, storage_folder = Path(temp_folder), Path(temp_folder) / "served"
         clusters_file = head_stack.enter_context(_start_head(folder))
         # What replicas need comes up beside the head, and waits while runs are submitted.
-        with connection(ClusterConfig(), 4, is_bare=True):
-            served_names = list(make_subjects(str(storage), setting.model))[: setting.pick(2, 4)]
-            first_start, *later_starts = _measure_submits(
+        with ray_connection(ClusterConfig(), 4, is_bare=True):
+            served_names = list(make_subjects(str(storage_folder), setting.model))[
+                : setting.pick(2, 4)
+            ]
+            first_submit_time, *later_submit_times = _measure_submits(
                 folder, clusters_file, num_class_images, setting.pick(1, 4)
             )
             head_stack.close()
-            replica_times_s, cold_times_s, warm_times_s = _measure_serving(
-                storage, setting.model, served_names, setting.pick(1, 3)
+            replica_start_times_s, cold_times_s, warm_times_s = _measure_serving(
+                storage_folder, setting.model, served_names, setting.pick(1, 3)
             )
     class_images_text = "with its class images" if num_class_images else "without class images"
-    cases = [_make_submit_case(f"a cluster's first run, {class_images_text}", [first_start])]
-    if later_starts:
-        cases.append(_make_submit_case("class images made before", later_starts, FIRST_STEP_BAR_S))
+    cases = [_make_submit_case(f"a cluster's first run, {class_images_text}", [first_submit_time])]
+    if later_submit_times:
+        cases.append(
+            _make_submit_case("class images made before", later_submit_times, FIRST_STEP_BAR_S)
+        )
     return {
         "cases": [
             *cases,
-            make_case("a new replica's first image", replica_times_s),
+            make_case("a new replica's first image", replica_start_times_s),
             make_case("a new subject's first image", cold_times_s),
             make_case("a known subject's image", warm_times_s),
         ],
@@ -130,7 +134,7 @@ def _measure_submits(
     """
     write_photographs(folder / "photos", 7, "robot", 5, 256)
     storage, submit_times = Store(str(folder / "storage")), list[SubmitTime]()
-    _wait_for(partial(_has_room, Dashboard(find_cluster("bench", clusters_file))))
+    _wait_for(partial(_is_head_ready, Dashboard(find_cluster("bench", clusters_file))))
     for k in range(times):
         if k:
             _wait_for(partial(is_finished, storage.sub(paths.run(f"run-{k - 1}"))))
@@ -152,14 +156,14 @@ def _measure_submits(
                 f"{completed_process.stderr}"
             )
         _wait_for(partial(read_metrics, run_store))
-        seconds = time.monotonic() - start_s
+        first_step_s = time.monotonic() - start_s
         submit_times.append(
             (
-                seconds,
+                first_step_s,
                 {name: epoch_s - start_epoch_s for name, epoch_s in _read_stage_times(run_store)},
             )
         )
-        print(f"first step after {seconds:.2f} s", submit_times[-1][1], file=sys.stderr)
+        print(f"first step after {first_step_s:.2f} s", submit_times[-1][1], file=sys.stderr)
     return submit_times
 
 
@@ -168,13 +172,13 @@ def _read_stage_times(run: Store) -> Iterator[tuple[str, float]]:
 
     A run without class images writes down no use of any.
     """
-    for stage_name, trace_file in (
+    for stage_name, stage_file in (
         ("preflight done, the run written down", paths.CONFIG),
         ("the job's process up, inputs looked at", paths.PRIOR_USE),
         ("Ray Train's controller up", f"{paths.RAY_TRAIN}/.validate_storage_marker"),
     ):
         with contextlib.suppress(FileNotFoundError):
-            yield stage_name, run.local_path(trace_file).stat().st_mtime
+            yield stage_name, run.local_path(stage_file).stat().st_mtime
 
 
 @contextmanager
@@ -190,22 +194,26 @@ def _start_head(folder: Path) -> Iterator[Path]:
         "--disable-usage-stats", f"--temp-dir={folder / 'r'}",
     ]  # fmt: skip
     dashboard_address, clusters_file = f"http://127.0.0.1:{jobs_port}", folder / "clusters.yaml"
-    token = secrets.token_hex(32)
-    clusters_file.write_text(f'bench: {{address: "{dashboard_address}", token: {token}}}\n')
+    auth_token = secrets.token_hex(32)
+    clusters_file.write_text(f'bench: {{address: "{dashboard_address}", token: {auth_token}}}\n')
     # Jobs of the cluster are to find this installation's Python, wherever it is.
-    search_path = os.pathsep.join(
+    executable_search_path = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     )
-    environment = {"PATH": search_path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    environment = {
+        "PATH": executable_search_path,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": auth_token,
+    }
     with (folder / "head.log").open("w") as log_file:
         popen = subprocess.Popen(
             command, stdout=log_file, stderr=log_file, env=os.environ | environment
         )
-    process = psutil.Process(popen.pid)
+    head_process = psutil.Process(popen.pid)
     try:
         yield clusters_file
     finally:
-        process_tree = [process, *process.children(recursive=True)]
+        process_tree = [head_process, *head_process.children(recursive=True)]
         for tree_process in process_tree:
             with contextlib.suppress(psutil.NoSuchProcess):
                 tree_process.kill()
@@ -223,7 +231,7 @@ def _measure_serving(
         "replicas": {"minimum": 1, "maximum": 1},
     }
     config = ServeConfig.model_validate(serve_settings)
-    replica_times_s, cold_times_s, warm_times_s = list[float](), list[float](), list[float]()
+    replica_start_times_s, cold_times_s, warm_times_s = list[float](), list[float](), list[float]()
     for k in range(times):
         if k:
             ray.serve.shutdown()
@@ -231,11 +239,11 @@ def _measure_serving(
         start_s = time.monotonic()
         ray.serve.run(build(config), name="dreambooth")
         _time_image("base")
-        replica_times_s.append(time.monotonic() - start_s)
+        replica_start_times_s.append(time.monotonic() - start_s)
         for subject_name in subject_names:
             cold_times_s.append(_time_image(subject_name))
             warm_times_s.append(_time_image(subject_name))
-    return replica_times_s, cold_times_s, warm_times_s
+    return replica_start_times_s, cold_times_s, warm_times_s
 
 
 def _free_port() -> int:
@@ -252,7 +260,7 @@ def _wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def _has_room(dashboard: Dashboard) -> bool:
+def _is_head_ready(dashboard: Dashboard) -> bool:
     """Whether the head answers and its host has been counted, which comes a little later."""
     try:
         return dashboard.capacity().cpus > 0
@@ -262,11 +270,11 @@ def _has_room(dashboard: Dashboard) -> bool:
 
 def _time_image(model: str) -> float:
     """Seconds to an image of two steps; sent again while the endpoint starts."""
-    body = {"model": model, "prompt": "a robot", "seed": 0, "num_inference_steps": 2}
+    request_body = {"model": model, "prompt": "a robot", "seed": 0, "num_inference_steps": 2}
     start_s = time.monotonic()
     while True:
         try:
-            send_request(URLS["ours"], body)
+            send_request(URLS["ours"], request_body)
             return time.monotonic() - start_s
         except urllib.error.HTTPError as error:
             is_retryable = error.code >= 500 or error.code == 404

@@ -29,7 +29,7 @@ def measure_breakdown(config: Config, directory: str, steps: int) -> dict[str, A
 
         return run_timed
 
-    for part_name, (owner, method_name) in {
+    for part_name, (method_owner, method_name) in {
         "denoiser, forward": (plain_loop.unet, "forward"),
         "text encoder, forward": (plain_loop.text_encoder, "forward"),
         "autoencoder": (plain_loop.vae, "encode"),
@@ -37,17 +37,19 @@ def measure_breakdown(config: Config, directory: str, steps: int) -> dict[str, A
         "clipping": (plain_loop.accelerator, "clip_grad_norm_"),
         "optimizer": (plain_loop.optimizer, "step"),
     }.items():
-        setattr(owner, method_name, time_calls(part_name, getattr(owner, method_name)))
+        setattr(
+            method_owner, method_name, time_calls(part_name, getattr(method_owner, method_name))
+        )
     torch.set_num_threads(1)
     plain_loop.run_steps(3)
     cpu_s_by_part.clear()
     total_s = plain_loop.run_steps(steps).cpu_s
     assert total_s is not None
-    shares = {name: round(s / total_s, 3) for name, s in cpu_s_by_part.items()}
-    denoiser_share = shares["denoiser, forward"] + shares["backward"]
-    other_share = round(1 - sum(shares.values()), 3)
+    cpu_shares = {name: round(s / total_s, 3) for name, s in cpu_s_by_part.items()}
+    denoiser_share = cpu_shares["denoiser, forward"] + cpu_shares["backward"]
+    other_share = round(1 - sum(cpu_shares.values()), 3)
     return {
-        "shares": {**shares, "images and the rest": other_share},
+        "shares": {**cpu_shares, "images and the rest": other_share},
         "bound": round(1 / denoiser_share, 3),
     }
 

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import ray
 from pytorch_lightning.callbacks import Callback
 
-from benchmarks.measure import ElapsedTime
+from benchmarks.measure import WallAndCpuTime
 from dreambooth_ray.errors import DreamBoothError
 
 
@@ -31,7 +31,7 @@ class StepGate(Callback):
             elapsed = None
             if self._turn_start is not None:
                 start_s, start_cpu_s = self._turn_start
-                elapsed = ElapsedTime(
+                elapsed = WallAndCpuTime(
                     time.perf_counter() - start_s, time.process_time() - start_cpu_s
                 )
             self._steps_left = ray.get(self._gate_actor.arrive.remote(elapsed))

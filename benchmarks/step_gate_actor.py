@@ -2,7 +2,7 @@
 
 import asyncio
 
-from benchmarks.measure import ElapsedTime
+from benchmarks.measure import WallAndCpuTime
 
 
 class StepGateActor:
@@ -10,10 +10,10 @@ class StepGateActor:
 
     def __init__(self) -> None:
         self._grants: asyncio.Queue[int] = asyncio.Queue()
-        self._elapsed: asyncio.Queue[ElapsedTime | None] = asyncio.Queue()
+        self._elapsed: asyncio.Queue[WallAndCpuTime | None] = asyncio.Queue()
         self._is_ready = False
 
-    async def arrive(self, elapsed: ElapsedTime | None) -> int:
+    async def arrive(self, elapsed: WallAndCpuTime | None) -> int:
         """Called by the run with the time of the last turn; returns steps of the next, 0 to end."""
         await self._elapsed.put(elapsed)
         return await self._grants.get()
@@ -24,7 +24,7 @@ class StepGateActor:
             await self._elapsed.get()
         self._is_ready = True
 
-    async def run_steps(self, steps: int) -> ElapsedTime:
+    async def run_steps(self, steps: int) -> WallAndCpuTime:
         """Let the run take `steps`; returns the time they took."""
         await self._grants.put(steps)
         elapsed = await self._elapsed.get()

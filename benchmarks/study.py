@@ -28,19 +28,19 @@ from torch.utils.data import DataLoader
 from benchmarks.conditions import read_conditions
 from benchmarks.study_judge import PROTOCOLS, StudyScorer, load_brief_protocol
 from benchmarks.study_page import write_study_page
-from benchmarks.study_photographs import NUM_SQUARES, SQUARES, find_photographs
+from benchmarks.study_photographs import NUM_SQUARES, SQUARES, ensure_photograph_folder
 from benchmarks.study_table import summarize_cells
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.class_shapes import list_class_shapes
 from dreambooth_ray.data.image_shapes import ImageShape
-from dreambooth_ray.data.prior_set import PriorImageRecord, PriorSet, read_records
-from dreambooth_ray.data.subject import read_configured_subject
+from dreambooth_ray.data.prior_set import PriorImageRecord, PriorSet, read_chunk_records
+from dreambooth_ray.data.subject import read_configured_photographs
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_directory import model_directory, model_hash
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage import paths
@@ -96,7 +96,7 @@ def make_cells(subjects: int) -> list[StudyCell]:
 def load_cell_config(cell: StudyCell, work: Path) -> Config:
     """The toy recipe of a method, for this subject and within one process."""
     class_noun = random_subject(cell.subject).class_noun
-    photos_folder = find_photographs(work, cell.subject, cell.photographs)
+    photos_folder = ensure_photograph_folder(work, cell.subject, cell.photographs)
     recipe_name, method_overrides = RECIPES.get(cell.method, RECIPES["full"]), tuple[str, ...]()
     if cell.model != TOY:
         recipe_name, method_overrides = FLOW_RECIPE, FLOW_LORA if cell.method == "lora" else ()
@@ -129,8 +129,8 @@ def generate_class_images(
     prior_store.create(paths.PRIOR_SPEC, json.dumps(prior_spec_record).encode())
     prior_worker: PriorWorker | None = None
     chunk_records: dict[int, list[PriorImageRecord]] = {}
-    while prior_store.exists(f"{paths.prior_chunk(len(chunk_records))}.json"):
-        chunk_records[len(chunk_records)] = read_records(prior_store, len(chunk_records))
+    while prior_store.exists(f"{paths.prior_chunk_artifact(len(chunk_records))}.json"):
+        chunk_records[len(chunk_records)] = read_chunk_records(prior_store, len(chunk_records))
     while chunk_numbers := missing_chunks(prior_spec, prior_config.num_images, chunk_records):
         prior_worker = prior_worker or PriorWorker(
             str(directory), prior_store.uri, prior_spec, gpu=False
@@ -175,12 +175,12 @@ def run_cell(
     }
     if cell.method == "none":
         return {**cell_record, "points": {"0": scorer(components)}}
-    apply_method(config, components)
-    photographs = read_configured_subject(config, config.subject)
+    apply_train_method(config, components)
+    photographs = read_configured_photographs(config, config.subject)
     prior_set = None
     if config.prior.num_images:
-        class_shapes = list_class_shapes(config, photographs)
-        prior_set = generate_class_images(config, directory, class_shapes)
+        class_image_shapes = list_class_shapes(config, photographs)
+        prior_set = generate_class_images(config, directory, class_image_shapes)
     dataset = TrainingDataset(config, components, [photographs], prior_set, (0, 1))
     module, scoring_callback = (
         DreamBoothModule(config, components),
@@ -239,7 +239,7 @@ def run_study(
 
 def write_record(lines: list[dict[str, Any]], path: Path) -> None:
     """The record, and beside it the page."""
-    results = summarize_cells(lines)
+    study_results = summarize_cells(lines)
     study_setting = {
         "steps": STEPS, "points": POINTS, "subjects_scored_at_all_points": FOLLOWED,
         "photographs_a_step": BATCH, "prior_weight": 1.0,
@@ -248,7 +248,12 @@ def write_record(lines: list[dict[str, Any]], path: Path) -> None:
             name: load_brief_protocol(name).model_dump(mode="json") for name in PROTOCOLS
         },
     }  # fmt: skip
-    record = {**results, "setting": study_setting, "conditions": read_conditions(), "cells": lines}
+    record = {
+        **study_results,
+        "setting": study_setting,
+        "conditions": read_conditions(),
+        "cells": lines,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     write_study_page(path.parent)

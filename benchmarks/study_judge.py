@@ -13,13 +13,13 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.evaluation import scores
-from dreambooth_ray.evaluation.encoders import load_encoder, load_text_encoder
+from dreambooth_ray.evaluation.encoders import load_image_encoder, load_image_text_encoder
 from dreambooth_ray.evaluation.image_metrics import diversity
 from dreambooth_ray.evaluation.protocol import (
     EvaluationPrompt,
+    EvaluationProtocol,
     EvaluationSpec,
-    Protocol,
-    evaluation_prompts,
+    build_evaluation_prompts,
     load_protocol,
 )
 from dreambooth_ray.models.components import Components
@@ -46,14 +46,14 @@ _PICKED["judged briefly"] = slice(0, None, 4)
 Scores = dict[str, dict[str, float]]
 
 
-def load_brief_protocol(name: str) -> Protocol:
+def load_brief_protocol(name: str) -> EvaluationProtocol:
     """The toy world's protocol, made short."""
     base_protocol = load_protocol("toyworld")
-    prompts = {
+    prompts_by_kind = {
         kind: kind_prompts[_PICKED[name]] for kind, kind_prompts in base_protocol.prompts.items()
     }
-    return Protocol.model_validate(
-        {**base_protocol.model_dump(), **PROTOCOLS[name], "prompts": prompts}
+    return EvaluationProtocol.model_validate(
+        {**base_protocol.model_dump(), **PROTOCOLS[name], "prompts": prompts_by_kind}
     )
 
 
@@ -62,8 +62,8 @@ class StudyScorer:
 
     def __init__(self, config: Config, photographs: Path | None = None) -> None:
         """photographs: what images are compared with; the training's own if None"""
-        paths = find_photographs(photographs or Path(config.subject.photos))
-        self._photographs = [read_photograph(p) for p in paths]
+        photograph_paths = find_photographs(photographs or Path(config.subject.photos))
+        self._photographs = [read_photograph(p) for p in photograph_paths]
         self.evaluator = load_evaluator()
         self._words = config.subject.identifier, config.subject.class_noun
         self.images: dict[EvaluationPrompt, Image.Image] = {}
@@ -72,7 +72,7 @@ class StudyScorer:
         """Every total, by protocol."""
         return {n: self.score(parts, load_brief_protocol(n)) for n in ("chosen", "judged")}
 
-    def score(self, parts: Components, protocol: Protocol) -> dict[str, float]:
+    def score(self, parts: Components, protocol: EvaluationProtocol) -> dict[str, float]:
         """Every total of one protocol."""
         cache_every = CACHE_EVERY if parts.family.can("deepcache") else 1
         sampling_params = protocol.sampling_params.model_copy(update={"cache_every": cache_every})
@@ -80,50 +80,52 @@ class StudyScorer:
 
     def draw_sheet(self, path: Path) -> None:
         """Write the photographs, and the first image that was scored last of each prompt."""
-        first_images = {q.prompt: image for q, image in reversed(self.images.items())}
+        first_image_by_prompt = {q.prompt: image for q, image in reversed(self.images.items())}
         photographs = [photo.resize((SIZE_PX, SIZE_PX)) for photo in self._photographs]
         path.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet([*photographs, *reversed(first_images.values())]).save(path)
+        contact_sheet([*photographs, *reversed(first_image_by_prompt.values())]).save(path)
 
     def _score_protocol(
-        self, engine: Engine, protocol: Protocol, params: SamplingParams
+        self, engine: Engine, protocol: EvaluationProtocol, params: SamplingParams
     ) -> dict[str, float]:
-        prompts = evaluation_prompts(EvaluationSpec(protocol, "", *self._words, (), None))
-        requests = [Request(q.prompt, q.seed, params=params) for q in prompts]
-        images = [output.image for output in engine.sample(requests)]
+        prompts = build_evaluation_prompts(EvaluationSpec(protocol, "", *self._words, (), None))
+        sampling_requests = [Request(q.prompt, q.seed, params=params) for q in prompts]
+        images = [output.image for output in engine.sample(sampling_requests)]
         self.images = dict(zip(prompts, images, strict=True))
-        encoder_by_use = {u: load_encoder(uri) for u, uri in protocol.encoders.model_dump().items()}
+        encoder_by_use = {
+            u: load_image_encoder(uri) for u, uri in protocol.encoders.model_dump().items()
+        }
         image_embeddings = {use: e.embed_images(images) for use, e in encoder_by_use.items()}
         photograph_embeddings = {
             use: e.embed_images(self._photographs) for use, e in encoder_by_use.items()
         }
-        text_embeddings = load_text_encoder(protocol.encoders.clip_t).embed_texts(
+        text_embeddings = load_image_text_encoder(protocol.encoders.clip_t).embed_texts(
             [q.plain_prompt for q in prompts]
         )
-        score_totals = scores.compute_scores(
+        score_by_metric = scores.compute_scores(
             protocol,
-            scores.ImageEmbeddings(
+            scores.EvaluationEmbeddings(
                 prompts, image_embeddings, photograph_embeddings, text_embeddings
             ),
         ).totals
-        score_totals |= scores.compute_toy_scores(
+        score_by_metric |= scores.compute_toy_scores(
             prompts, images, self._photographs, self.evaluator
         )
-        class_embeddings = image_embeddings["dino"][
+        class_image_embeddings = image_embeddings["dino"][
             [i for i, q in enumerate(prompts) if q.kind == "class"]
         ]
-        score_values = {key: one.value for key, one in score_totals.items()}
-        score_values["class_div"] = diversity([class_embeddings])
-        return {key: round(value, 4) for key, value in score_values.items()}
+        value_by_metric = {key: one.value for key, one in score_by_metric.items()}
+        value_by_metric["class_div"] = diversity([class_image_embeddings])
+        return {key: round(value, 4) for key, value in value_by_metric.items()}
 
 
 def copy_for_sampling(parts: Components) -> Components:
     """A copy for sampling only: adapters merged into the weights, layout for the engine."""
     denoiser, text_encoders = deepcopy(parts.denoiser), deepcopy(parts.text_encoders)
-    for network in (denoiser, *text_encoders.values()):
-        for layer in network.modules():
-            if isinstance(layer, BaseTunerLayer):
-                layer.merge()
+    for component_network in (denoiser, *text_encoders.values()):
+        for submodule in component_network.modules():
+            if isinstance(submodule, BaseTunerLayer):
+                submodule.merge()
     return replace(
         parts,
         denoiser=denoiser.to(memory_format=torch.channels_last),

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.options_table import format_sections
-from benchmarks.preservation_table import format_last, format_likeness
+from benchmarks.preservation_table import format_equal_likeness, format_last_scores
 from benchmarks.study_table import format_page
+from benchmarks.training_options_table import format_sections
 from dreambooth_ray.config.count_text import describe_count
 
 PAGE = "study.md"
@@ -53,9 +53,9 @@ def _format_toys(records: dict[str, dict[str, Any]]) -> list[str]:
             f"{study_setting['steps']} steps; after the last one, and at equal likeness (the kind "
             "/ class images, and in how many subjects the kind is better):",
             "",
-            *format_last(method_result),
+            *format_last_scores(method_result),
             "",
-            *format_likeness(method_result),
+            *format_equal_likeness(method_result),
             "",
         ]
     return page_lines

@@ -30,7 +30,7 @@ _CANVAS_PX = 640
 _SIDE_PX = 256
 
 
-def find_photographs(work: Path, subject: int, kind: str) -> Path:
+def ensure_photograph_folder(work: Path, subject: int, kind: str) -> Path:
     """The folder of a subject's photographs, made if it is not there."""
     folder_name = str(subject) if kind == SQUARES else f"{subject}, {kind}"
     folder = work / "photos" / folder_name
@@ -57,10 +57,10 @@ def _write_one_place(folder: Path, seed: int) -> None:
 def _write_aspects(folder: Path, seed: int) -> None:
     """The subject is whole in each, as large as the shorter side allows, and not in its middle."""
     subject, photo_sizes = random_subject(seed), [size for size in ASPECT_SIZES for _ in range(2)]
-    for k, (usual_scene, size) in enumerate(
+    for k, (unframed_scene, size) in enumerate(
         zip(_make_scenes(seed, len(photo_sizes)), photo_sizes, strict=True)
     ):
-        crop_box, scene = _frame_subject(usual_scene, size, seed, k)
+        crop_box, scene = _frame_subject(unframed_scene, size, seed, k)
         image = render_image(subject, scene, _CANVAS_PX)
         _save_photograph(
             folder, k, image.crop(crop_box), draw_mask(subject, scene, _CANVAS_PX).crop(crop_box)
@@ -89,8 +89,11 @@ def _frame_subject(
 
 def _make_scenes(seed: int, count: int) -> list[Scene]:
     """Those of the world's own photographs, one after another."""
-    backgrounds = PHOTO_BACKGROUNDS
-    scenes = [random_scene(seed, 7919 + k, backgrounds[k % len(backgrounds)]) for k in range(count)]
+    background_names = PHOTO_BACKGROUNDS
+    scenes = [
+        random_scene(seed, 7919 + k, background_names[k % len(background_names)])
+        for k in range(count)
+    ]
     return [replace(scene, hat=False) for scene in scenes]
 
 
@@ -100,7 +103,7 @@ def draw_mask(subject: Subject, scene: Scene, size_px: int = _SIDE_PX) -> Image.
         np.asarray(
             render_image(subject, replace(scene, background="plain", seed=seed), size_px), dtype=int
         )
-        for seed in _find_shade_seeds()
+        for seed in _find_background_shade_seeds()
     ]
     render_difference = np.abs(background_renders[0] - background_renders[1]).max(axis=2)
     return Image.fromarray(
@@ -108,17 +111,17 @@ def draw_mask(subject: Subject, scene: Scene, size_px: int = _SIDE_PX) -> Image.
     )
 
 
-def _find_shade_seeds() -> tuple[int, int]:
+def _find_background_shade_seeds() -> tuple[int, int]:
     """Seeds of the darkest and the lightest plain background of the first twenty."""
     scene, subject = random_scene(0, 0, "plain"), random_subject(0)
-    corners = [
+    corner_values = [
         render_image(subject, replace(scene, seed=seed), 8).getpixel((0, 0))[0]  # type: ignore[index]
         for seed in range(20)
     ]
-    return corners.index(min(corners)), corners.index(max(corners))
+    return corner_values.index(min(corner_values)), corner_values.index(max(corner_values))
 
 
-def measure_cut(mask: Image.Image, seen: tuple[int, int, int, int]) -> float:
+def measure_cut_share(mask: Image.Image, seen: tuple[int, int, int, int]) -> float:
     """Share of the subject that is outside a box (left, top, right, bottom), 0 to 1."""
     mask_values = np.asarray(mask, dtype=float)
     return float(1 - np.asarray(mask.crop(seen), dtype=float).sum() / mask_values.sum())

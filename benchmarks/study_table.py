@@ -4,7 +4,7 @@ import statistics
 from typing import Any
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
-from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint, select_best
+from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint, select_best_checkpoint
 
 # Column of the table: key of a score, and which way is better.
 SCORE_TITLES = {
@@ -45,7 +45,7 @@ def summarize_cells(lines: list[dict[str, Any]], max_drift: float | None = None)
             for k in cell_names
         },
         "with_less_without": {
-            m: _compute_changes(list(complete_subjects.values()), m) for m in METHODS
+            m: _compute_class_image_effects(list(complete_subjects.values()), m) for m in METHODS
         },
         "choice": _summarize_choices(
             [c for cells in complete_subjects.values() for c in cells.values()], drift_bound
@@ -53,37 +53,40 @@ def summarize_cells(lines: list[dict[str, Any]], max_drift: float | None = None)
     }
 
 
-def _read_last_scores(line: dict[str, Any]) -> dict[str, float]:
+def _read_last_scores(cell_record: dict[str, Any]) -> dict[str, float]:
     """Scores after the last step, by the images that no choice has seen."""
-    scores: dict[str, float] = line["points"][max(line["points"], key=int)]["judged"]
+    scores: dict[str, float] = cell_record["points"][max(cell_record["points"], key=int)]["judged"]
     return scores
 
 
 def _make_score_row(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {key: compute_spread([row[key] for row in rows]) for key in SCORE_TITLES}
+    return {key: compute_mean_and_deviation([row[key] for row in rows]) for key in SCORE_TITLES}
 
 
-def compute_spread(values: list[float]) -> dict[str, float]:
+def compute_mean_and_deviation(values: list[float]) -> dict[str, float]:
     """Mean and standard deviation; 0 of a single value."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": round(statistics.fmean(values), 4), "deviation": round(deviation, 4)}
 
 
-def interpolate_scores(curve: Curve, key: str, value: float) -> dict[str, float]:
+def interpolate_scores_at_value(curve: Curve, key: str, value: float) -> dict[str, float]:
     """Every score where `key` first reaches a value, between two points by their distance.
 
     Before the first point nothing is known: it is taken as it is.
     """
-    key_values = curve[key]
+    score_values = curve[key]
     reached_index = next(
-        (k for k, reached in enumerate(key_values) if reached >= value), len(key_values) - 1
+        (k for k, reached in enumerate(score_values) if reached >= value), len(score_values) - 1
     )
     interpolation_weight = 0.0
     if reached_index:
-        value_before, value_after = key_values[reached_index - 1], key_values[reached_index]
+        previous_score, reaching_score = (
+            score_values[reached_index - 1],
+            score_values[reached_index],
+        )
         interpolation_weight = (
-            min(1.0, max(0.0, (value_after - value) / (value_after - value_before)))
-            if value_after != value_before
+            min(1.0, max(0.0, (reaching_score - value) / (reaching_score - previous_score)))
+            if reaching_score != previous_score
             else 0.0
         )
     return {
@@ -93,72 +96,85 @@ def interpolate_scores(curve: Curve, key: str, value: float) -> dict[str, float]
     }
 
 
-def _compute_changes(subjects: list[dict[str, dict[str, Any]]], method: str) -> dict[str, Any]:
+def _compute_class_image_effects(
+    subjects: list[dict[str, dict[str, Any]]], method: str
+) -> dict[str, Any]:
     """What class images change, subject by subject."""
-    changes_by_key = {}
+    changes_by_score = {}
     for key in SCORE_TITLES:
-        changes = [
+        score_changes = [
             _read_last_scores(cells[f"{method}, with class images"])[key]
             - _read_last_scores(cells[f"{method}, without class images"])[key]
             for cells in subjects
         ]
-        changes_by_key[key] = {**compute_spread(changes), "lower_in": sum(c < 0 for c in changes)}
-    return changes_by_key
+        changes_by_score[key] = {
+            **compute_mean_and_deviation(score_changes),
+            "lower_in": sum(c < 0 for c in score_changes),
+        }
+    return changes_by_score
 
 
-def _summarize_choices(lines: list[dict[str, Any]], bound: float) -> dict[str, Any]:
+def _summarize_choices(cell_records: list[dict[str, Any]], bound: float) -> dict[str, Any]:
     """The checkpoint chosen by one set of images against the best one, by another set.
 
     Runs without a checkpoint within the bound are counted apart: there the rule asks for the least
     drift, and a fidelity near the best says nothing.
     """
-    choice_rows = [_make_choice_row(line, bound) for line in lines if len(line["points"]) > 1]
-    usable_rows = [row for row in choice_rows if row["best_drift"] <= bound]
-    good_rows = [r for r in usable_rows if r["shortfall"] <= WITHIN and r["drift"] <= bound]
+    choice_rows = [
+        _make_choice_row(cell_record, bound)
+        for cell_record in cell_records
+        if len(cell_record["points"]) > 1
+    ]
+    rows_within_drift = [row for row in choice_rows if row["best_drift"] <= bound]
+    near_best_rows = [
+        r for r in rows_within_drift if r["shortfall"] <= WITHIN and r["drift"] <= bound
+    ]
     return {
         "max_drift": bound,
-        "runs": len(usable_rows),
-        "within_2_percent": len(good_rows),
-        "same_checkpoint": sum(row["chosen"] == row["best"] for row in usable_rows),
-        "best_is_the_last": sum(row["best"] == row["last"] for row in usable_rows),
-        "worst": max((row["shortfall"] for row in usable_rows), default=None),
-        "runs_beyond_the_bound": len(choice_rows) - len(usable_rows),
+        "runs": len(rows_within_drift),
+        "within_2_percent": len(near_best_rows),
+        "same_checkpoint": sum(row["chosen"] == row["best"] for row in rows_within_drift),
+        "best_is_the_last": sum(row["best"] == row["last"] for row in rows_within_drift),
+        "worst": max((row["shortfall"] for row in rows_within_drift), default=None),
+        "runs_beyond_the_bound": len(choice_rows) - len(rows_within_drift),
         "same_checkpoint_there": sum(
-            r["chosen"] == r["best"] for r in choice_rows if r not in usable_rows
+            r["chosen"] == r["best"] for r in choice_rows if r not in rows_within_drift
         ),
         "each": choice_rows,
     }
 
 
-def _make_choice_row(line: dict[str, Any], bound: float) -> dict[str, Any]:
+def _make_choice_row(cell_record: dict[str, Any], bound: float) -> dict[str, Any]:
     chosen_checkpoint, best_checkpoint = (
-        _find_best(line, name, bound) for name in ("chosen", "judged")
+        _select_best_checkpoint(cell_record, name, bound) for name in ("chosen", "judged")
     )
-    judged_by_step = {s.step: s for s in _read_scored_checkpoints(line, "judged")}
-    chosen_as_judged = judged_by_step[chosen_checkpoint.step]
+    judged_by_step = {s.step: s for s in _read_scored_checkpoints(cell_record, "judged")}
+    chosen_checkpoint_scores = judged_by_step[chosen_checkpoint.step]
     return {
-        "subject": line["subject"],
-        "cell": line["cell"],
+        "subject": cell_record["subject"],
+        "cell": cell_record["cell"],
         "chosen": chosen_checkpoint.step,
         "best": best_checkpoint.step,
         "last": max(judged_by_step),
-        "fidelity": chosen_as_judged.fidelity,
-        "drift": chosen_as_judged.drift,
+        "fidelity": chosen_checkpoint_scores.fidelity,
+        "drift": chosen_checkpoint_scores.drift,
         "best_fidelity": best_checkpoint.fidelity,
         "best_drift": best_checkpoint.drift,
-        "shortfall": round(1 - chosen_as_judged.fidelity / best_checkpoint.fidelity, 4),
+        "shortfall": round(1 - chosen_checkpoint_scores.fidelity / best_checkpoint.fidelity, 4),
     }
 
 
-def _read_scored_checkpoints(line: dict[str, Any], name: str) -> list[ScoredCheckpoint]:
+def _read_scored_checkpoints(cell_record: dict[str, Any], name: str) -> list[ScoredCheckpoint]:
     return [
         ScoredCheckpoint(int(s), p[name]["dino"], p[name]["pres"])
-        for s, p in line["points"].items()
+        for s, p in cell_record["points"].items()
     ]
 
 
-def _find_best(line: dict[str, Any], name: str, bound: float) -> ScoredCheckpoint:
-    best_checkpoint = select_best(_read_scored_checkpoints(line, name), bound)
+def _select_best_checkpoint(
+    cell_record: dict[str, Any], name: str, bound: float
+) -> ScoredCheckpoint:
+    best_checkpoint = select_best_checkpoint(_read_scored_checkpoints(cell_record, name), bound)
     assert best_checkpoint is not None
     return best_checkpoint
 
@@ -175,7 +191,7 @@ def format_page(results: dict[str, Any], trained: str) -> str:
         header_line,
         "| --- |" + " ---: |" * len(SCORE_TITLES),
         *(
-            _format_line(kind, [format_spread(row[key]) for key in SCORE_TITLES])
+            _format_table_row(kind, [format_mean_and_deviation(row[key]) for key in SCORE_TITLES])
             for kind, row in results["table"].items()
         ),
         "",
@@ -184,19 +200,22 @@ def format_page(results: dict[str, Any], trained: str) -> str:
         header_line,
         "| --- |" + " ---: |" * len(SCORE_TITLES),
         *(
-            _format_line(
+            _format_table_row(
                 method,
-                [f"{format_spread(row[key])}, {row[key]['lower_in']}" for key in SCORE_TITLES],
+                [
+                    f"{format_mean_and_deviation(row[key])}, {row[key]['lower_in']}"
+                    for key in SCORE_TITLES
+                ],
             )
             for method, row in results["with_less_without"].items()
         ),
         "",
-        *_format_choice(results["choice"]),
+        *_describe_checkpoint_choices(results["choice"]),
     ]
     return "\n".join(page_lines) + "\n"
 
 
-def _format_choice(choice: dict[str, Any]) -> list[str]:
+def _describe_checkpoint_choices(choice: dict[str, Any]) -> list[str]:
     if not choice["runs"]:
         return []
     return [
@@ -213,10 +232,10 @@ def _format_choice(choice: dict[str, Any]) -> list[str]:
     ]
 
 
-def _format_line(name: str, cells: list[str]) -> str:
+def _format_table_row(name: str, cells: list[str]) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def format_spread(spread: dict[str, float]) -> str:
+def format_mean_and_deviation(spread: dict[str, float]) -> str:
     """As "0.123 ± 0.045"."""
     return f"{spread['mean']:.3f} ± {spread['deviation']:.3f}"

@@ -40,38 +40,44 @@ def make_study_cells(subjects: tuple[int, ...]) -> list[StudyCell]:
     length_overrides = (f"train.steps={STEPS}", f"prior.count={CLASS_IMAGES}")
     return [
         StudyCell(
-            s, method, True, (*length_overrides, f"train.lr={rate}", f"prior.weight={weight}")
+            s,
+            method,
+            True,
+            (*length_overrides, f"train.lr={learning_rate}", f"prior.weight={prior_weight}"),
         )
         for method, s in product(GRIDS, subjects)
-        for rate, weight in product(*GRIDS[method])
+        for learning_rate, prior_weight in product(*GRIDS[method])
     ]
 
 
-def make_rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def make_sweep_rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a method and pair of values: means over the subjects that the method has whole."""
     scores_by_method: dict[str, dict[tuple[float, float], dict[int, dict[str, float]]]] = {}
-    for study_record in lines:
-        method, *_, rate, weight = study_record["cell"].split(", ")
-        grid_point = float(rate.partition("=")[2]), float(weight.partition("=")[2])
-        scores = study_record["points"][max(study_record["points"], key=int)]["judged"]
+    for cell_record in lines:
+        method, *_, learning_rate_text, prior_weight_text = cell_record["cell"].split(", ")
+        grid_point = (
+            float(learning_rate_text.partition("=")[2]),
+            float(prior_weight_text.partition("=")[2]),
+        )
+        scores = cell_record["points"][max(cell_record["points"], key=int)]["judged"]
         scores_by_method.setdefault(method, {}).setdefault(grid_point, {})[
-            study_record["subject"]
+            cell_record["subject"]
         ] = scores
-    rows = []
+    sweep_rows = []
     for method, scores_by_grid_point in scores_by_method.items():
         subjects = sorted(
             set.intersection(*(set(scores) for scores in scores_by_grid_point.values()))
         )
-        grid_points = sorted(scores_by_grid_point.items())
-        rows += [
-            _make_row(method, grid_point, scores, subjects)
-            for grid_point, scores in grid_points
+        scored_grid_points = sorted(scores_by_grid_point.items())
+        sweep_rows += [
+            _make_sweep_row(method, grid_point, scores, subjects)
+            for grid_point, scores in scored_grid_points
             if subjects
         ]
-    return rows
+    return sweep_rows
 
 
-def _make_row(
+def _make_sweep_row(
     method: str,
     grid_point: tuple[float, float],
     scores: dict[int, dict[str, float]],
@@ -87,7 +93,7 @@ def _make_row(
     }
 
 
-def best_row(rows: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
+def select_best_sweep_row(rows: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
     """The best within the bound; where none is, the one that drifted least."""
     rows_within_drift = [row for row in rows if row["pres"] <= max_drift]
     if rows_within_drift:
@@ -95,34 +101,39 @@ def best_row(rows: list[dict[str, Any]], max_drift: float) -> dict[str, Any]:
     return min(rows, key=lambda row: float(row["pres"]))
 
 
-def compare_with_recipe(
+def compare_best_with_recipe(
     method: str, rows: list[dict[str, Any]], max_drift: float
 ) -> dict[str, Any]:
     """The best of a method beside its recipe, subject by subject."""
-    recipe, best = load_config(RECIPES[method], []), best_row(rows, max_drift)
+    recipe, best_sweep_row = (
+        load_config(RECIPES[method], []),
+        select_best_sweep_row(rows, max_drift),
+    )
     recipe_values = recipe.train.lr, recipe.prior.weight
     recipe_row = next(
         (row for row in rows if (row["lr"], row["prior_weight"]) == recipe_values), None
     )
-    comparison = {
+    recipe_comparison = {
         "recipe": {
             "name": RECIPES[method],
             "lr": recipe_values[0],
             "prior_weight": recipe_values[1],
         },
-        "best": {key: best[key] for key in ("lr", "prior_weight")},
-        "recipe_is_best": recipe_row is best,
+        "best": {key: best_sweep_row[key] for key in ("lr", "prior_weight")},
+        "recipe_is_best": recipe_row is best_sweep_row,
     }
     if recipe_row is None:
-        return comparison
-    gains = [round(b - o, 4) for b, o in zip(best["score"], recipe_row["score"], strict=True)]
-    return {**comparison, "best_less_recipe": gains}
+        return recipe_comparison
+    score_gains = [
+        round(b - o, 4) for b, o in zip(best_sweep_row["score"], recipe_row["score"], strict=True)
+    ]
+    return {**recipe_comparison, "best_less_recipe": score_gains}
 
 
 def format_page(rows: list[dict[str, Any]], comparisons: dict[str, dict[str, Any]]) -> str:
     """The rows as markdown."""
     table_header = ("method", "lr", "weight", "likeness x agreement", *TITLES)
-    lines = [
+    page_lines = [
         "# Recipes, swept",
         "",
         f"{STEPS} steps of {BATCH} photographs, {CLASS_IMAGES} class images, as the recipes have "
@@ -133,20 +144,26 @@ def format_page(rows: list[dict[str, Any]], comparisons: dict[str, dict[str, Any
         "| --- |" + " ---: |" * (len(table_header) - 1),
     ]
     for row in rows:
-        comparison = comparisons[row["method"]]
-        marks = " (r)" * _matches_setting(row, comparison["recipe"]) + " ◀" * _matches_setting(
-            row, comparison["best"]
-        )
+        recipe_comparison = comparisons[row["method"]]
+        recipe_and_best_marks = " (r)" * _matches_setting(
+            row, recipe_comparison["recipe"]
+        ) + " ◀" * _matches_setting(row, recipe_comparison["best"])
         score_columns = [
             f"{statistics.fmean(row['score']):.3f}",
             *(f"{row[key]:.3f}" for key in KEYS),
         ]
-        setting_columns = [f"{row['method']}{marks}", f"{row['lr']:g}", f"{row['prior_weight']:g}"]
-        lines.append(f"| {' | '.join([*setting_columns, *score_columns])} |")
-    for method, comparison in comparisons.items():
-        gains = ", ".join(f"{gain:+.3f}" for gain in comparison.get("best_less_recipe", ()))
-        lines += ["", f"The best less the recipe, {method}, subject by subject: {gains}."]
-    return "\n".join(lines) + "\n"
+        setting_columns = [
+            f"{row['method']}{recipe_and_best_marks}",
+            f"{row['lr']:g}",
+            f"{row['prior_weight']:g}",
+        ]
+        page_lines.append(f"| {' | '.join([*setting_columns, *score_columns])} |")
+    for method, recipe_comparison in comparisons.items():
+        gains_text = ", ".join(
+            f"{gain:+.3f}" for gain in recipe_comparison.get("best_less_recipe", ())
+        )
+        page_lines += ["", f"The best less the recipe, {method}, subject by subject: {gains_text}."]
+    return "\n".join(page_lines) + "\n"
 
 
 def _matches_setting(row: dict[str, Any], setting: dict[str, Any]) -> bool:
@@ -166,30 +183,30 @@ def main() -> None:
     study_cells = [
         c for c in make_study_cells(tuple(arguments.subjects)) if c.method in arguments.methods
     ]
-    study_records = run_study(study_cells, arguments.work, "sweep.jsonl", lambda cell: (STEPS,))
+    cell_records = run_study(study_cells, arguments.work, "sweep.jsonl", lambda cell: (STEPS,))
     study_cell_keys = {(cell.subject, cell.name) for cell in study_cells}
-    rows = make_rows(
+    sweep_rows = make_sweep_rows(
         [
-            study_record
-            for study_record in study_records
-            if (study_record["subject"], study_record["cell"]) in study_cell_keys
+            cell_record
+            for cell_record in cell_records
+            if (cell_record["subject"], cell_record["cell"]) in study_cell_keys
         ]
     )
-    max_drift = ChoiceConfig().max_drift
-    comparisons = {
-        m: compare_with_recipe(m, [r for r in rows if r["method"] == m], max_drift)
+    drift_bound = ChoiceConfig().max_drift
+    recipe_comparisons = {
+        m: compare_best_with_recipe(m, [r for r in sweep_rows if r["method"] == m], drift_bound)
         for m in arguments.methods
     }
-    record = {
-        "rows": rows, "max_drift": max_drift, "verdicts": comparisons,
+    sweep_record = {
+        "rows": sweep_rows, "max_drift": drift_bound, "verdicts": recipe_comparisons,
         "setting": {"steps": STEPS, "photographs_a_step": BATCH, "class_images": CLASS_IMAGES},
         "conditions": read_conditions(),
     }  # fmt: skip
-    print(json.dumps(record, indent=1))
+    print(json.dumps(sweep_record, indent=1))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
-        arguments.json.with_suffix(".md").write_text(format_page(rows, comparisons))
+        arguments.json.write_text(json.dumps(sweep_record, indent=1) + "\n")
+        arguments.json.with_suffix(".md").write_text(format_page(sweep_rows, recipe_comparisons))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ Profile = Literal["smoke", "full"]
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkSettings:
     """workers: numbers of workers or actors to compare; model: as in model.uri."""
 
     model: str = "toyworld"
@@ -26,21 +26,21 @@ class Setting:
         return smoke if self.profile == "smoke" else full
 
 
-Measure = Callable[[Setting], dict[str, Any]]
+Measure = Callable[[BenchmarkSettings], dict[str, Any]]
 
 
-def parse_workers(text: str) -> tuple[int, ...]:
+def parse_worker_counts(text: str) -> tuple[int, ...]:
     """ "1,2" as (1, 2); raises ConfigError."""
     try:
-        counts = tuple(sorted({int(word) for word in text.split(",")}))
+        worker_counts = tuple(sorted({int(word) for word in text.split(",")}))
     except ValueError as error:
         raise ConfigError(f"--workers={text!r} is not a list of counts such as 1,2") from error
-    if counts[0] < 1:
+    if worker_counts[0] < 1:
         raise ConfigError(f"--workers={text!r}: a count below 1; give counts such as 1,2")
-    return counts
+    return worker_counts
 
 
-def run_theme(theme: str, setting: Setting) -> dict[str, Any]:
+def run_benchmark_theme(theme: str, setting: BenchmarkSettings) -> dict[str, Any]:
     """Measure a theme.
 
     returns: its record. `ratios` has one case for each peer, named in `headline`; all cases
@@ -49,27 +49,27 @@ def run_theme(theme: str, setting: Setting) -> dict[str, Any]:
     """
     if theme not in THEMES:
         raise ConfigError(f"no theme {theme!r}; there are {', '.join(THEMES)}")
-    conditions = read_conditions()
-    measure: Measure = import_module(f"benchmarks.{THEMES[theme][0]}").measure
-    measurement = measure(setting)
+    machine_conditions = read_conditions()
+    measure_theme: Measure = import_module(f"benchmarks.{THEMES[theme][0]}").measure
+    theme_results = measure_theme(setting)
     return {
         "theme": theme,
-        "ratios": select_ratios(measurement["cases"], measurement.get("headline", {})),
-        **measurement,
+        "ratios": select_headline_ratios(theme_results["cases"], theme_results.get("headline", {})),
+        **theme_results,
         "setting": asdict(setting),
         "ceilings": measure_ceilings(),
-        "conditions": conditions,
+        "conditions": machine_conditions,
         "load_average_after": read_load_average(),
     }
 
 
-def select_ratios(
+def select_headline_ratios(
     cases: list[dict[str, Any]], headline: dict[str, str]
 ) -> dict[str, dict[str, float]]:
     """The ratio of each peer's headline case; its first if none is named."""
-    ratios: dict[str, dict[str, float]] = {}
+    headline_ratios: dict[str, dict[str, float]] = {}
     for case in cases:
-        peer = case["peer"]
-        if "ratio" in case and headline.get(peer, case["case"]) == case["case"]:
-            ratios.setdefault(peer, case["ratio"])
-    return ratios
+        baseline_name = case["peer"]
+        if "ratio" in case and headline.get(baseline_name, case["case"]) == case["case"]:
+            headline_ratios.setdefault(baseline_name, case["ratio"])
+    return headline_ratios

@@ -20,11 +20,11 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks.ceiling import count_flops, measure_ceilings
 from benchmarks.gated_runs import GatedRun, dump_portable_config, make_config, start_gated_run
-from benchmarks.measure import BenchmarkCase, ElapsedTime, TimedWork, compare_sides
+from benchmarks.measure import BenchmarkCase, TimedWork, WallAndCpuTime, compare_sides
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.step_breakdown import explain_missed_bar, measure_breakdown
-from benchmarks.theme import Setting
-from cluster.session import connection
+from benchmarks.theme import BenchmarkSettings
+from cluster.session import ray_connection
 from dreambooth_ray.config.allocator import ALLOCATOR
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
@@ -39,88 +39,95 @@ PROCESSES = 6
 GLIBC = {name: value for name, value in ALLOCATOR.items() if name != "LD_PRELOAD"}
 
 
-def measure(setting: Setting) -> dict[str, Any]:
+def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     """Both methods, in smoke profile the first, in turns with the plain loop."""
     torch.set_num_threads(1)
-    cases: list[dict[str, Any]] = []
+    benchmark_cases: list[dict[str, Any]] = []
     has_equal_losses: dict[str, bool] = {}
-    breakdowns: dict[str, Any] = {}
+    step_breakdowns: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder,
-        connection(ClusterConfig(), PROCESSES, is_bare=True),
+        ray_connection(ClusterConfig(), PROCESSES, is_bare=True),
     ):
         for method in list(METHODS)[: setting.pick(1, 2)]:
             config = make_config(Path(temp_folder), setting, method.partition(" ")[0], 1)
             with ExitStack() as stack:
-                cases.append(_compare_with_plain(stack, method, config, setting))
+                benchmark_cases.append(_compare_with_plain_loop(stack, method, config, setting))
             if setting.profile == "full":
                 with ExitStack() as stack:
                     allocator_cases, has_equal_losses[method] = _compare_allocators(
                         stack, method, config, setting
                     )
-                    cases += allocator_cases
+                    benchmark_cases += allocator_cases
                 model_path = str(model_directory(setting.model))
-                breakdowns[method] = measure_breakdown(config, model_path, _steps_per_turn(setting))
+                step_breakdowns[method] = measure_breakdown(
+                    config, model_path, _steps_per_benchmark_turn(setting)
+                )
     return {
         "headline": {"diffusers": "full with text encoder"},
-        "cases": cases,
-        "plain_loop_is_made_of": breakdowns,
+        "cases": benchmark_cases,
+        "plain_loop_is_made_of": step_breakdowns,
         "below_the_bar": [
-            explain_missed_bar(case, breakdowns[case["case"]])
-            for case in cases
-            if case["case"] in breakdowns and not case.get("reached", True)
+            explain_missed_bar(case, step_breakdowns[case["case"]])
+            for case in benchmark_cases
+            if case["case"] in step_breakdowns and not case.get("reached", True)
         ],
         "equal_losses_by_either_allocator": has_equal_losses,
         "configuration": {
-            "steps_a_turn": _steps_per_turn(setting), "run": dump_portable_config(config),
+            "steps_a_turn": _steps_per_benchmark_turn(setting), "run": dump_portable_config(config),
             "allocator": sorted(ALLOCATOR), "peer_allocator": "as Python has it",
         },
-        "utilisation": _compute_utilisation(setting, config.train.side_px, cases),
+        "utilisation": _compute_matmul_utilisation(setting, config.train.side_px, benchmark_cases),
     }  # fmt: skip
 
 
-def _steps_per_turn(setting: Setting) -> int:
+def _steps_per_benchmark_turn(setting: BenchmarkSettings) -> int:
     return setting.pick(8, 25)
 
 
-def _compare_with_plain(
-    stack: ExitStack, method: str, config: Config, setting: Setting
+def _compare_with_plain_loop(
+    stack: ExitStack, method: str, config: Config, setting: BenchmarkSettings
 ) -> dict[str, Any]:
     """As each side comes."""
     run_plain_turn = _start_plain_loop(stack, config, setting, {})
-    gated_run = stack.enter_context(start_gated_run(config))
-    case = BenchmarkCase(
-        method, "diffusers", _count_images(config, setting), "images", METHODS[method]
+    step_gated_run = stack.enter_context(start_gated_run(config))
+    benchmark_case = BenchmarkCase(
+        method, "diffusers", _count_images_per_turn(config, setting), "images", METHODS[method]
     )
-    gated_run.wait_until_ready()
+    step_gated_run.wait_until_ready()
     return compare_sides(
-        case,
-        partial(gated_run.run_steps, _steps_per_turn(setting)),
+        benchmark_case,
+        partial(step_gated_run.run_steps, _steps_per_benchmark_turn(setting)),
         run_plain_turn,
         setting.pick(3, 8),
     )
 
 
 def _compare_allocators(
-    stack: ExitStack, method: str, config: Config, setting: Setting
+    stack: ExitStack, method: str, config: Config, setting: BenchmarkSettings
 ) -> tuple[list[dict[str, Any]], bool]:
     """Both sides with jemalloc, and ours with it against ours without; whether losses differ."""
     run_plain_turn = _start_plain_loop(stack, config, setting, ALLOCATOR)
-    gated_runs: dict[str, GatedRun] = {}
-    for allocator_name, allocator in (("jemalloc", ALLOCATOR), ("glibc", GLIBC)):
-        allocator_config = config.model_copy(update={"run_id": f"{config.run_id}-{allocator_name}"})
-        gated_runs[allocator_name] = stack.enter_context(
-            start_gated_run(allocator_config, allocator)
+    step_gated_runs: dict[str, GatedRun] = {}
+    for allocator_name, allocator_environment in (("jemalloc", ALLOCATOR), ("glibc", GLIBC)):
+        allocator_run_config = config.model_copy(
+            update={"run_id": f"{config.run_id}-{allocator_name}"}
         )
-    for gated_run in gated_runs.values():
-        gated_run.wait_until_ready()
-    images, steps = _count_images(config, setting), _steps_per_turn(setting)
+        step_gated_runs[allocator_name] = stack.enter_context(
+            start_gated_run(allocator_run_config, allocator_environment)
+        )
+    for step_gated_run in step_gated_runs.values():
+        step_gated_run.wait_until_ready()
+    num_images, steps_per_turn = (
+        _count_images_per_turn(config, setting),
+        _steps_per_benchmark_turn(setting),
+    )
 
     def compare_case(comparison_name: str, peer: str, other_work: TimedWork) -> dict[str, Any]:
-        benchmark_case = BenchmarkCase(f"{method}, {comparison_name}", peer, images, "images")
+        benchmark_case = BenchmarkCase(f"{method}, {comparison_name}", peer, num_images, "images")
         return compare_sides(
             benchmark_case,
-            partial(gated_runs["jemalloc"].run_steps, steps),
+            partial(step_gated_runs["jemalloc"].run_steps, steps_per_turn),
             other_work,
             setting.pick(2, 5),
         )
@@ -128,35 +135,46 @@ def _compare_allocators(
     cases = [
         compare_case("both with jemalloc", "diffusers_jemalloc", run_plain_turn),
         compare_case(
-            "jemalloc against glibc", "glibc", partial(gated_runs["glibc"].run_steps, steps)
+            "jemalloc against glibc",
+            "glibc",
+            partial(step_gated_runs["glibc"].run_steps, steps_per_turn),
         ),
     ]
-    curves = [read_metrics(gated_run.store) for gated_run in gated_runs.values()]
-    num_common_steps = min(len(curve) for curve in curves)
-    return cases, curves[0][:num_common_steps] == curves[1][:num_common_steps]
+    metrics_by_run = [
+        read_metrics(step_gated_run.store) for step_gated_run in step_gated_runs.values()
+    ]
+    num_common_steps = min(len(metrics) for metrics in metrics_by_run)
+    return cases, metrics_by_run[0][:num_common_steps] == metrics_by_run[1][:num_common_steps]
 
 
 def _start_plain_loop(
-    stack: ExitStack, config: Config, setting: Setting, allocator: Mapping[str, str]
-) -> Callable[[], ElapsedTime]:
+    stack: ExitStack,
+    config: Config,
+    setting: BenchmarkSettings,
+    allocator_environment: Mapping[str, str],
+) -> Callable[[], WallAndCpuTime]:
     """The peer in an actor, started; its turn."""
-    plain_loop_actor = ray.remote(num_cpus=1, runtime_env={"env_vars": dict(allocator)})(PlainLoop)
-    peer = plain_loop_actor.remote(config, str(model_directory(setting.model)))
-    stack.callback(ray.kill, peer)
+    plain_loop_actor_class = ray.remote(
+        num_cpus=1, runtime_env={"env_vars": dict(allocator_environment)}
+    )(PlainLoop)
+    plain_loop = plain_loop_actor_class.remote(config, str(model_directory(setting.model)))
+    stack.callback(ray.kill, plain_loop)
 
-    def run_turn() -> ElapsedTime:
-        elapsed: ElapsedTime = ray.get(peer.run_steps.remote(_steps_per_turn(setting)))
+    def run_plain_loop_turn() -> WallAndCpuTime:
+        elapsed: WallAndCpuTime = ray.get(
+            plain_loop.run_steps.remote(_steps_per_benchmark_turn(setting))
+        )
         return elapsed
 
-    return run_turn
+    return run_plain_loop_turn
 
 
-def _count_images(config: Config, setting: Setting) -> int:
-    return 2 * config.train.batch_size * _steps_per_turn(setting)
+def _count_images_per_turn(config: Config, setting: BenchmarkSettings) -> int:
+    return 2 * config.train.batch_size * _steps_per_benchmark_turn(setting)
 
 
-def _compute_utilisation(
-    setting: Setting, side_px: int, cases: list[dict[str, Any]]
+def _compute_matmul_utilisation(
+    setting: BenchmarkSettings, side_px: int, cases: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Share of the machine's matmul rate that forward and backward of the UNet reach."""
     components = load_components(model_directory(setting.model))
@@ -168,13 +186,15 @@ def _compute_utilisation(
         / 1e9
     )
     matmul_gflops = measure_ceilings()["matmul_gflops"]
-    full_case = next(c for c in cases if c["case"] == "full with text encoder")
-    if "ratio" not in full_case:
+    full_finetuning_case = next(c for c in cases if c["case"] == "full with text encoder")
+    if "ratio" not in full_finetuning_case:
         return {"gflop_an_image": round(gflop_per_image, 2)}
     return {
         "gflop_an_image": round(gflop_per_image, 2),
-        "ours": round(full_case["ours"]["median"] * gflop_per_image / matmul_gflops, 3),
-        "theirs": round(full_case["theirs"]["median"] * gflop_per_image / matmul_gflops, 3),
+        "ours": round(full_finetuning_case["ours"]["median"] * gflop_per_image / matmul_gflops, 3),
+        "theirs": round(
+            full_finetuning_case["theirs"]["median"] * gflop_per_image / matmul_gflops, 3
+        ),
     }
 
 

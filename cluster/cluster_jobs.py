@@ -58,11 +58,11 @@ class ClusterJobs:
 
     def state(self, job: SubmittedJob) -> str:
         """Ray's word for a job now; for one that failed, with the reason."""
-        details = self.client.get_job_info(job.submission_id)
-        status_word = str(details.status.value).lower()
+        job_info = self.client.get_job_info(job.submission_id)
+        status_word = str(job_info.status.value).lower()
         return (
-            f"{status_word}: {details.message}"
-            if status_word == "failed" and details.message
+            f"{status_word}: {job_info.message}"
+            if status_word == "failed" and job_info.message
             else status_word
         )
 
@@ -80,24 +80,28 @@ class ClusterJobs:
 
 
 def _entrypoint(*words: str) -> str:
-    quoted = ", ".join(repr(word) for word in ("dreambooth", *words))
-    script = f"import sys; sys.argv = [{quoted}]; from dreambooth_ray.cli.main import main; main()"
-    return f'python -c "{script}"'
+    quoted_words = ", ".join(repr(word) for word in ("dreambooth", *words))
+    python_code = (
+        f"import sys; sys.argv = [{quoted_words}]; from dreambooth_ray.cli.main import main; main()"
+    )
+    return f'python -c "{python_code}"'
 
 
 def runtime_env(entry: ClusterEntry) -> dict[str, Any]:
     """What Ray prepares for a job: our code, or an image that has it, and the environment."""
-    env: dict[str, Any] = {"env_vars": {"TRANSFORMERS_VERBOSITY": "error", **entry.env}}
+    runtime_environment: dict[str, Any] = {
+        "env_vars": {"TRANSFORMERS_VERBOSITY": "error", **entry.env}
+    }
     if entry.code == "tree":
-        env["py_modules"] = [str(_find_package(name)) for name in PACKAGES]
-        env["excludes"] = ["**/__pycache__"]
+        runtime_environment["py_modules"] = [str(_find_package(name)) for name in PACKAGES]
+        runtime_environment["excludes"] = ["**/__pycache__"]
     if entry.code == "image":
-        env = {"image_uri": entry.image, **env}
-    return env
+        runtime_environment = {"image_uri": entry.image, **runtime_environment}
+    return runtime_environment
 
 
 def _find_package(package: str) -> Path:
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+    package_spec = find_spec(package)
+    if package_spec is None or not package_spec.submodule_search_locations:
         raise ConfigError(f"package {package} is not installed here; reinstall dreambooth-ray")
-    return Path(next(iter(spec.submodule_search_locations)))
+    return Path(next(iter(package_spec.submodule_search_locations)))

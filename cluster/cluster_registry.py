@@ -49,10 +49,10 @@ class ClusterEntry(Section):
     def read_token(self) -> str | None:
         """The token, from wherever it is; raises ConfigError if that is missing."""
         if self.token_file:
-            path = Path(self.token_file)
-            if not path.is_file():
+            token_path = Path(self.token_file)
+            if not token_path.is_file():
                 raise ConfigError(f"token_file={self.token_file!r} is not a file")
-            return path.read_text().strip()
+            return token_path.read_text().strip()
         if self.token_env:
             if self.token_env not in os.environ:
                 raise ConfigError(f"token_env={self.token_env!r} is not set in the environment")
@@ -77,8 +77,10 @@ def find_cluster(name: str, file: Path = FILE) -> ClusterEntry:
             f"--clusters={str(file)!r} can't be read: {error}; give a YAML file of clusters"
         ) from error
     if not isinstance(cluster_entries, dict) or name not in cluster_entries:
-        names = ", ".join(cluster_entries) if isinstance(cluster_entries, dict) else ""
-        raise ConfigError(f"--cluster={name!r} is not in {file}; known are: {names or 'none'}")
+        cluster_names = ", ".join(cluster_entries) if isinstance(cluster_entries, dict) else ""
+        raise ConfigError(
+            f"--cluster={name!r} is not in {file}; known are: {cluster_names or 'none'}"
+        )
     try:
         return ClusterEntry.model_validate(cluster_entries[name])
     except ValidationError as error:

@@ -15,7 +15,7 @@ TIMEOUT_S = 8.0
 
 
 @dataclass(frozen=True)
-class Versions:
+class ClusterVersions:
     """Of the cluster's head; empty where it does not say."""
 
     ray: str
@@ -23,7 +23,7 @@ class Versions:
 
 
 @dataclass(frozen=True)
-class Capacity:
+class ClusterCapacity:
     """What the live hosts have. memory_bytes and gpu_memory_bytes: of the largest one of each."""
 
     cpus: float
@@ -65,41 +65,41 @@ class Dashboard:
         response.raise_for_status()
         return response.json()
 
-    def versions(self) -> Versions:
+    def versions(self) -> ClusterVersions:
         """Of Ray and Python on the head."""
         ray_version = str(self.get("/api/version").get("ray_version", ""))
-        cluster_metadata = self.get("/api/v0/cluster_metadata").get("data", {})
-        return Versions(
+        head_metadata = self.get("/api/v0/cluster_metadata").get("data", {})
+        return ClusterVersions(
             ray_version,
-            str(cluster_metadata.get("pythonVersion", cluster_metadata.get("python_version", ""))),
+            str(head_metadata.get("pythonVersion", head_metadata.get("python_version", ""))),
         )
 
     def hosts(self) -> list[dict[str, Any]]:
         """Summaries of the hosts that are alive."""
-        summaries = self.get("/nodes?view=summary")["data"]["summary"]
-        return [host for host in summaries if host["raylet"].get("state") == "ALIVE"]
+        host_summaries = self.get("/nodes?view=summary")["data"]["summary"]
+        return [host for host in host_summaries if host["raylet"].get("state") == "ALIVE"]
 
-    def capacity(self) -> Capacity:
+    def capacity(self) -> ClusterCapacity:
         """Of all live hosts."""
-        hosts = self.hosts()
-        host_resources = [h["raylet"].get("resourcesTotal", {}) for h in hosts]
-        host_memory_bytes = [int(h["mem"][0]) for h in hosts if h.get("mem")]
-        cards = [g for h in hosts for g in h.get("gpus") or []]
-        return Capacity(
+        alive_hosts = self.hosts()
+        host_resources = [h["raylet"].get("resourcesTotal", {}) for h in alive_hosts]
+        host_memory_bytes = [int(h["mem"][0]) for h in alive_hosts if h.get("mem")]
+        gpu_cards = [g for h in alive_hosts for g in h.get("gpus") or []]
+        return ClusterCapacity(
             cpus=sum(r.get("CPU", 0.0) for r in host_resources),
             gpus=sum(r.get("GPU", 0.0) for r in host_resources),
             memory_bytes=max(host_memory_bytes, default=0),
-            gpu_memory_bytes=max((int(g["memoryTotal"]) * 2**20 for g in cards), default=0),
+            gpu_memory_bytes=max((int(g["memoryTotal"]) * 2**20 for g in gpu_cards), default=0),
         )
 
 
 @contextmanager
 def without_address_variables() -> Iterator[None]:
     """Ray's client lets the environment overrule the address it is given; not inside this block."""
-    variables = {
+    address_variables = {
         k: os.environ.pop(k) for k in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if k in os.environ
     }
     try:
         yield
     finally:
-        os.environ.update(variables)
+        os.environ.update(address_variables)

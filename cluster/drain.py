@@ -35,10 +35,10 @@ def main() -> None:
     """Drain, then wait for the end."""
     parser = argparse.ArgumentParser(description="Give the Ray node of this pod back.")
     parser.add_argument("--seconds", type=int, required=True, help="until the pod is ended")
-    seconds = parser.parse_args().seconds
+    seconds_until_end = parser.parse_args().seconds
     started_s = time.monotonic()
-    drain_node(seconds)
-    time.sleep(max(0.0, seconds - (time.monotonic() - started_s)))
+    drain_node(seconds_until_end)
+    time.sleep(max(0.0, seconds_until_end - (time.monotonic() - started_s)))
 
 
 if __name__ == "__main__":

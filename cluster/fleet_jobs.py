@@ -28,7 +28,7 @@ class FleetJob:
     words: tuple[str, ...]
 
 
-class FleetJobs(ClusterJobs):
+class FleetRunJobs(ClusterJobs):
     """The fleets of one cluster."""
 
     def start(self, settings: FleetSettings) -> FleetJob:
@@ -38,12 +38,15 @@ class FleetJobs(ClusterJobs):
         """
         refuse_local_storage(settings.storage)
         FleetStore(settings.storage).refuse_empty()
-        uri, command_words = Store(settings.storage).uri, tuple(settings.command_words)
-        previous = self.find(uri)
-        if previous is not None and previous.state in ("pending", "running"):
-            self._refuse_other_command(previous, command_words, uri)
-            return previous
-        fleet_name, attempt = _name_fleet(uri), previous.attempt + 1 if previous else 1
+        storage_uri, command_words = Store(settings.storage).uri, tuple(settings.command_words)
+        previous_job = self.find(storage_uri)
+        if previous_job is not None and previous_job.state in ("pending", "running"):
+            self._refuse_other_command(previous_job, command_words, storage_uri)
+            return previous_job
+        fleet_name, attempt = (
+            _name_fleet(storage_uri),
+            previous_job.attempt + 1 if previous_job else 1,
+        )
         job_metadata = {
             "fleet": fleet_name,
             "attempt": str(attempt),

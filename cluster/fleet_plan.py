@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from dreambooth_ray.config.load import layer_overrides, load_config
+from dreambooth_ray.config.load import combine_overrides, load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.section import PathText, Section, Text
 from dreambooth_ray.config.validation_errors import explain_error
@@ -85,7 +85,7 @@ class FleetConfig(Section):
             f"subject.identifier={subject.identifier}",
         ]
         overrides = [*self.overrides, *subject_overrides]
-        return load_config(self.recipe, layer_overrides(overrides, list(subject.overrides)))
+        return load_config(self.recipe, combine_overrides(overrides, list(subject.overrides)))
 
 
 def load_fleet(path: Path) -> FleetConfig:
@@ -94,10 +94,10 @@ def load_fleet(path: Path) -> FleetConfig:
     raises: ConfigError naming file and key
     """
     try:
-        tree = parse_yaml(read_text_file(path), str(path), FleetConfig)
-        if not isinstance(tree, dict):
+        config_tree = parse_yaml(read_text_file(path), str(path), FleetConfig)
+        if not isinstance(config_tree, dict):
             raise ConfigError(f"{path} holds no mapping of keys; give recipe and subjects")
-        fleet = FleetConfig.model_validate(tree)
+        fleet = FleetConfig.model_validate(config_tree)
     except OSError as error:
         reason = (
             "is not there" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"
@@ -121,7 +121,7 @@ def load_configurations(fleet: FleetConfig) -> dict[str, Config]:
 
     raises: ConfigError naming the subject and the key
     """
-    configs, subject_by_address = {}, {}
+    configs, subject_id_by_cluster_address = {}, {}
     for subject in fleet.subjects:
         try:
             config = fleet.config_of(subject)
@@ -133,11 +133,11 @@ def load_configurations(fleet: FleetConfig) -> dict[str, Config]:
                 "name; leave it out: the id names the run"
             )
         configs[subject.id] = config
-        subject_by_address[config.cluster.address] = subject.id
-    if len(subject_by_address) > 1:
-        (first_address, first_id), (second_address, second_id) = list(subject_by_address.items())[
-            :2
-        ]
+        subject_id_by_cluster_address[config.cluster.address] = subject.id
+    if len(subject_id_by_cluster_address) > 1:
+        (first_address, first_id), (second_address, second_id) = list(
+            subject_id_by_cluster_address.items()
+        )[:2]
         raise ConfigError(
             f"subject {second_id!r}: cluster.address={second_address} is another than "
             f"{first_address} of {first_id!r}; a fleet is trained on one cluster: set it in the "

@@ -155,6 +155,6 @@ def run_queue(
                 say(end_try(queue, entry, TryEnd.of_error(error), time.monotonic() - start_s))
             else:
                 say(f"{entry.id}: try {entry.tries} begins")
-        if running and (handle := wait(list(running))) is not None:
-            entry, start_s = running.pop(handle)
-            say(end_try(queue, entry, read_end(handle), time.monotonic() - start_s))
+        if running and (run_handle := wait(list(running))) is not None:
+            entry, start_s = running.pop(run_handle)
+            say(end_try(queue, entry, read_end(run_handle), time.monotonic() - start_s))

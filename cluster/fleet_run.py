@@ -12,7 +12,7 @@ import ray
 from cluster.fleet_plan import FleetConfig, load_configurations, refuse_deadlines
 from cluster.fleet_queue import FleetEntry, FleetQueue, TryEnd, run_queue
 from cluster.ray_jobs import make_portable_config
-from cluster.session import connection, session
+from cluster.session import ray_connection, session
 from cluster.slot_fleet import train_in_slots
 from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import dump_config, parse_config
@@ -21,7 +21,7 @@ from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.preparation import PreparedRun, fit_into_memory, prepare_run
 from dreambooth_ray.runs import is_finished, open_run
-from dreambooth_ray.storage.catalog import publish_run
+from dreambooth_ray.storage.version_catalog import publish_run
 
 # Between looks at the queue while all tasks go on.
 _WAIT_S = 2.0
@@ -38,21 +38,23 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
     prepared_runs = _prepare_runs(fleet, entries, say)
     # Nothing is wrong with any of them: now photographs go where every host can read them.
     portable_runs = {
-        subject_id: replace(run, config=make_portable_config(run.config))
-        for subject_id, run in prepared_runs.items()
+        subject_id: replace(prepared_run, config=make_portable_config(prepared_run.config))
+        for subject_id, prepared_run in prepared_runs.items()
     }
     trainable_entries = [entry for entry in entries if entry.state == "waiting"]
     for entry in trainable_entries:
         subject_id = entry.id
         # From now on the run says what it uses, though its turn may come days later: nobody
         # collects that as garbage. Of one that is done it must be what it was.
-        run = open_run(portable_runs[subject_id].config, inputs=prepared_runs[subject_id].inputs)
-        if is_finished(run):
+        run_store = open_run(
+            portable_runs[subject_id].config, inputs=prepared_runs[subject_id].inputs
+        )
+        if is_finished(run_store):
             entry.state, entry.note = "done", "was done before"
-            publish_run(run)
+            publish_run(run_store)
             continue
         if prepared_runs[subject_id].config.prior.num_images:
-            pipeline.note_prior_use(prepared_runs[subject_id], run)
+            pipeline.note_prior_use(prepared_runs[subject_id], run_store)
     waiting_entries = [e for e in trainable_entries if e.state == "waiting"]
     if waiting_entries:
         with _start_ray(fleet, prepared_runs[waiting_entries[0].id].config):
@@ -93,8 +95,8 @@ def _start_ray(fleet: FleetConfig, config: Config) -> AbstractContextManager[Non
     """Ray for the whole fleet. config: of any subject"""
     if not fleet.slots:
         return session(config)
-    num_processes = max(config.num_processes, fleet.parallel + config.prior.span.max)
-    return connection(config.cluster, num_processes)
+    num_processes = max(config.num_ray_processes, fleet.parallel + config.prior.span.max)
+    return ray_connection(config.cluster, num_processes)
 
 
 def generate_priors(
@@ -106,12 +108,12 @@ def generate_priors(
     """
     for prepared_run in prepared:
         if prepared_run.config.prior.num_images:
-            request = pipeline.plan_priors(prepared_run, prepared_run.config.prior.num_images)
-            prior_digest = request.spec.digest
-            if request.count > counts.get(prior_digest, 0):
+            prior_request = pipeline.plan_priors(prepared_run, prepared_run.config.prior.num_images)
+            prior_digest = prior_request.spec.digest
+            if prior_request.count > counts.get(prior_digest, 0):
                 say(f"class images: {', '.join(prepared_run.config.class_prompts)}")
-                pipeline.generate_missing_priors(prepared_run, request, QuietDisplay())
-                counts[prior_digest] = request.count
+                pipeline.generate_missing_priors(prepared_run, prior_request, QuietDisplay())
+                counts[prior_digest] = prior_request.count
 
 
 def start_training(config: Config) -> Any:
@@ -126,12 +128,12 @@ def _train_subject(text: str, storage_options: dict[str, Any]) -> bool:
     # They may be keys, and are in no text.
     storage_config = config.storage.model_copy(update={"options": storage_options})
     config = config.model_copy(update={"storage": storage_config})
-    display = QuietDisplay()
-    prepared = prepare_run(config, display)
-    run = open_run(config, inputs=prepared.inputs)
+    quiet_display = QuietDisplay()
+    prepared_run = prepare_run(config, quiet_display)
+    run_store = open_run(config, inputs=prepared_run.inputs)
     # A try whose host was given up may show signs of life for a while.
-    pipeline.train(prepared, run, display, patience_s=2 * config.cluster.lease_s)
-    return is_finished(run)
+    pipeline.train(prepared_run, run_store, quiet_display, patience_s=2 * config.cluster.lease_s)
+    return is_finished(run_store)
 
 
 def wait_for_first(handles: Iterable[Any]) -> Any | None:

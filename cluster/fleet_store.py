@@ -22,7 +22,10 @@ from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import EndedWork, WorkMark, WorkRecord
 from dreambooth_ray.runs import open_run
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.slots.batch_policy import batch_group, find_obstacle
+from dreambooth_ray.training.slots.shared_batch_rules import (
+    find_shared_batch_obstacle,
+    make_shared_batch_key,
+)
 
 FOLDER = "queue/fleet"
 ALONE = "alone"
@@ -34,10 +37,10 @@ _Work = tuple[str, str, WorkRecord]
 
 def find_group(config: Config) -> str:
     """The queue of a subject: ranks up to the same power of two share one."""
-    if find_obstacle(config) is not None:
+    if find_shared_batch_obstacle(config) is not None:
         return ALONE
     lora_rank = 1 << (config.train.lora.rank - 1).bit_length()
-    group_key = f"{batch_group(config)} {lora_rank}"
+    group_key = f"{make_shared_batch_key(config)} {lora_rank}"
     return f"{hashlib.sha256(group_key.encode()).hexdigest()[:12]}-rank-{lora_rank:05d}"
 
 
@@ -78,7 +81,7 @@ class FleetStore:
         self, state: Literal["waiting", "running"], after: str = "", limit: int = 50
     ) -> list[tuple[str, WorkMark]]:
         """A page of work with its group. after: "group/name" of the last one seen"""
-        return self._list_page(
+        return self._list_work_page(
             after, limit, lambda queue, name, number: queue.list_marks(state, name, number)
         )
 
@@ -86,24 +89,26 @@ class FleetStore:
         """A page of work that is over, with its group, and its note where it was not done."""
         return [
             (group, ended if ended.state == "done" else self._add_note(group, ended))
-            for group, ended in self._list_page(after, limit, WorkQueue.list_ended)
+            for group, ended in self._list_work_page(after, limit, WorkQueue.list_ended)
         ]
 
     def _add_note(self, group: str, ended: EndedWork) -> EndedWork:
-        return replace(ended, note=self.open_queue(group).read_note(ended))
+        return replace(ended, note=self.open_queue(group).read_end_note(ended))
 
-    def _list_page(
+    def _list_work_page(
         self, after: str, limit: int, list_entries: Callable[[WorkQueue, str, int], list[_Entry]]
     ) -> list[tuple[str, _Entry]]:
         """list_entries: of one queue, up to so many after a name"""
-        first_group, _, last_name = after.partition("/")
-        page: list[tuple[str, _Entry]] = []
+        first_group, _, last_work_name = after.partition("/")
+        work_page: list[tuple[str, _Entry]] = []
         for group in self.list_groups():
-            if group >= first_group and len(page) < limit:
-                after_name = last_name if group == first_group else ""
-                entries = list_entries(self.open_queue(group), after_name, limit - len(page))
-                page += [(group, entry) for entry in entries]
-        return page
+            if group >= first_group and len(work_page) < limit:
+                start_after_name = last_work_name if group == first_group else ""
+                group_works = list_entries(
+                    self.open_queue(group), start_after_name, limit - len(work_page)
+                )
+                work_page += [(group, entry) for entry in group_works]
+        return work_page
 
     def cancel(self, subject_id: str) -> str:
         """End a subject's work; how that stands: cancelled, asked, over.
@@ -111,7 +116,7 @@ class FleetStore:
         raises: ConfigError if no queue has it
         """
         for queue in map(self.open_queue, self.list_groups()):
-            if queue.has(subject_id):
+            if queue.has_work(subject_id):
                 return queue.cancel(subject_id)
         raise ConfigError(f"no subject {subject_id!r} in {self._store.uri}; `fleet ls` shows all")
 
@@ -129,13 +134,13 @@ def add_subjects(fleet: FleetConfig, say: Callable[[str], None]) -> None:
         prepared_runs[subject_id] = fit_into_memory(prepare_run(config, QuietDisplay()), say)
     created_ms = int(time.time() * 1000)
     works = [_make_work(s, prepared_runs[s.id], created_ms) for s in fleet.subjects]
-    _refuse_other_works(works)
-    num_new = 0
-    for uri, group, record in works:
-        is_new = FleetStore(uri).open_queue(group).add(record)
-        say(f"{record.id}: {'waits in' if is_new else 'was added before to'} {group}")
-        num_new += is_new
-    if not num_new:
+    _refuse_reused_ids(works)
+    num_new_works = 0
+    for uri, group, work_record in works:
+        is_new = FleetStore(uri).open_queue(group).add(work_record)
+        say(f"{work_record.id}: {'waits in' if is_new else 'was added before to'} {group}")
+        num_new_works += is_new
+    if not num_new_works:
         raise ConfigError(
             "every subject of the file is in the queue already, or was; ids name runs: take "
             "others, or `dreambooth resume` those runs"
@@ -147,7 +152,7 @@ def _make_work(subject: FleetSubject, prepared: PreparedRun, created_ms: int) ->
     config = make_portable_config(prepared.config)
     # From now on the run says what it uses: nobody collects that as garbage.
     open_run(config, inputs=prepared.inputs)
-    record = WorkRecord(
+    work_record = WorkRecord(
         id=subject.id,
         owner=subject.owner,
         payload=dump_config(config),
@@ -155,20 +160,22 @@ def _make_work(subject: FleetSubject, prepared: PreparedRun, created_ms: int) ->
         deadline_s=subject.deadline_s,
         created_ms=created_ms,
     )
-    return config.storage.uri, find_group(config), record
+    return config.storage.uri, find_group(config), work_record
 
 
-def _refuse_other_works(works: list[_Work]) -> None:
+def _refuse_reused_ids(works: list[_Work]) -> None:
     """raises: ConfigError for an id that has, or had, other work
 
     In its own queue: work of another is a run of another configuration, which was refused before.
     """
-    for uri, group, record in works:
+    for uri, group, work_record in works:
         queue = FleetStore(uri).open_queue(group)
-        if queue.has(record.id) and not queue.read(record.id).is_same_work(record):
+        if queue.has_work(work_record.id) and not queue.read(work_record.id).is_same_work(
+            work_record
+        ):
             raise ConfigError(
-                f"subject {record.id!r} is in the queue already, or was, with other settings; ids "
-                "name runs: take another one, or `dreambooth resume` that run"
+                f"subject {work_record.id!r} is in the queue already, or was, with other settings; "
+                "ids name runs: take another one, or `dreambooth resume` that run"
             )
 
 

@@ -28,7 +28,7 @@ _SILENCES = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 @dataclass(frozen=True)
-class Submission:
+class JobSubmission:
     """A job for a head. address: URL of its dashboard; token: '' where it has none"""
 
     address: str
@@ -60,7 +60,7 @@ class JobSubmitter:
 
     def __init__(
         self,
-        submission: Submission,
+        submission: JobSubmission,
         waiting: WaitLimits,
         write: Callable[[str], object],
         say: Callable[[str], object],
@@ -73,10 +73,10 @@ class JobSubmitter:
 
     async def run(self) -> str:
         """Ray's word for how the job ended. raises: HeadLostError"""
-        token, waiting = self._submission.token, self._waiting
+        token, wait_limits = self._submission.token, self._waiting
         async with aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=aiohttp.ClientTimeout(total=waiting.request_s),
+            timeout=aiohttp.ClientTimeout(total=wait_limits.request_s),
         ) as session:
             while True:
                 try:
@@ -84,10 +84,10 @@ class JobSubmitter:
                     self._answered_s, self._is_silent = time.monotonic(), False
                 except _SILENCES as error:
                     await self._stop_copying()
-                    self._note_silence(error)
+                    self._note_head_silence(error)
                 else:
                     if status in _ENDED:
-                        await self._copy_rest(session)
+                        await self._copy_rest_of_log(session)
                         return status
                 await self._wait_for_next_poll()
 
@@ -96,7 +96,7 @@ class JobSubmitter:
 
         Returns Ray's word for it.
         """
-        status = await self._read_status(session)
+        status = await self._read_job_status(session)
         if not status:
             await self._stop_copying()
             await self._submit(session)
@@ -113,7 +113,7 @@ class JobSubmitter:
         else:
             await asyncio.sleep(interval_s)
 
-    async def _copy_rest(self, session: aiohttp.ClientSession) -> None:
+    async def _copy_rest_of_log(self, session: aiohttp.ClientSession) -> None:
         if self._copying is None or self._copying.done():
             self._copying = asyncio.create_task(self._copy_log(session))
         await asyncio.wait({self._copying}, timeout=self._waiting.request_s)
@@ -125,7 +125,7 @@ class JobSubmitter:
             await asyncio.gather(self._copying, return_exceptions=True)
         self._copying = None
 
-    def _note_silence(self, error: BaseException) -> None:
+    def _note_head_silence(self, error: BaseException) -> None:
         """raises: HeadLostError where it has lasted too long"""
         address, patience_s = self._submission.address, self._waiting.head_s
         if not self._is_silent:
@@ -139,7 +139,7 @@ class JobSubmitter:
                 "its newest checkpoint when it is submitted again"
             ) from error
 
-    async def _read_status(self, session: aiohttp.ClientSession) -> str:
+    async def _read_job_status(self, session: aiohttp.ClientSession) -> str:
         """Ray's word for the job; empty if the head does not know it."""
         async with session.get(self._job_url()) as answer:
             if answer.status in _REFUSED:
@@ -150,37 +150,37 @@ class JobSubmitter:
             return str((await answer.json())["status"])
 
     async def _submit(self, session: aiohttp.ClientSession) -> None:
-        job_request = {
+        job_submission_request = {
             "entrypoint": self._submission.entrypoint,
             "submission_id": self._submission.job_id,
         }
         async with session.post(
-            f"{self._submission.address}/api/jobs/", json=job_request
+            f"{self._submission.address}/api/jobs/", json=job_submission_request
         ) as answer:
             answer.raise_for_status()
         self._say(f"submitted {self._submission.job_id}")
 
     async def _copy_log(self, session: aiohttp.ClientSession) -> None:
         """What was copied before a connection was lost comes again, and is left out."""
-        num_received = 0
+        num_received_chars = 0
         with contextlib.suppress(*_SILENCES):
             async with session.ws_connect(f"{self._job_url()}/logs/tail") as socket:
-                async for message in socket:
-                    if message.type is not aiohttp.WSMsgType.TEXT:
+                async for log_message in socket:
+                    if log_message.type is not aiohttp.WSMsgType.TEXT:
                         return
-                    num_already_copied = max(0, self._num_copied - num_received)
-                    num_received += len(message.data)
-                    self._num_copied = max(self._num_copied, num_received)
-                    self._write(message.data[num_already_copied:])
+                    num_already_copied = max(0, self._num_copied - num_received_chars)
+                    num_received_chars += len(log_message.data)
+                    self._num_copied = max(self._num_copied, num_received_chars)
+                    self._write(log_message.data[num_already_copied:])
 
     def _job_url(self) -> str:
         return f"{self._submission.address}/api/jobs/{self._submission.job_id}"
 
 
-def read_submission(entrypoint: str) -> Submission:
+def read_job_submission(entrypoint: str) -> JobSubmission:
     """What KubeRay's variables say. raises: KeyError naming the one that is missing"""
     address = os.environ["RAY_DASHBOARD_ADDRESS"]
-    return Submission(
+    return JobSubmission(
         address if "://" in address else f"http://{address}",
         os.environ.get("RAY_AUTH_TOKEN", ""),
         os.environ["RAY_JOB_SUBMISSION_ID"],
@@ -192,14 +192,14 @@ def main() -> None:
     """As KubeRay's own: exit code 0 however the job ends, which the operator asks Ray itself."""
     parser = argparse.ArgumentParser(description="Submit a RayJob's command and follow it.")
     parser.add_argument("entrypoint", help="the command, in one word")
-    submission = read_submission(parser.parse_args().entrypoint)
+    job_submission = read_job_submission(parser.parse_args().entrypoint)
 
     def write_stdout(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
     submitter = JobSubmitter(
-        submission,
+        job_submission,
         WaitLimits(),
         write_stdout,
         lambda line: print(line, file=sys.stderr, flush=True),
@@ -208,7 +208,7 @@ def main() -> None:
         status = asyncio.run(submitter.run())
     except HeadLostError as error:
         sys.exit(str(error))
-    print(f"{submission.job_id} {status}", file=sys.stderr)
+    print(f"{job_submission.job_id} {status}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,27 +23,29 @@ def run_kubectl(*arguments: str, text: str = "") -> str:
     if not shutil.which("kubectl"):
         raise CapacityError("kubectl is not installed, and runs on Kubernetes are asked for by it")
     command = ["kubectl", f"--request-timeout={_REQUEST_S}s", *arguments]
-    verb = f"kubectl {arguments[0]}"
+    command_name = f"kubectl {arguments[0]}"
     try:
-        result = subprocess.run(
+        kubectl_result = subprocess.run(
             command, input=text, text=True, capture_output=True, timeout=_CALL_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise CapacityError(f"{verb} has not ended in {_CALL_S} s; is the cluster up?") from error
-    if result.returncode:
-        raise CapacityError(f"{verb} failed: {_find_reason(result.stderr)}")
-    return result.stdout
+        raise CapacityError(
+            f"{command_name} has not ended in {_CALL_S} s; is the cluster up?"
+        ) from error
+    if kubectl_result.returncode:
+        raise CapacityError(f"{command_name} failed: {_find_reason(kubectl_result.stderr)}")
+    return kubectl_result.stdout
 
 
 def _find_reason(error_output: str) -> str:
     """The words of a refusal, in one line, without the log of kubectl's own tries before it."""
-    lines = [line for line in error_output.splitlines() if not _LOG_LINE.match(line)]
-    return " ".join(" ".join(lines or [error_output]).split())
+    error_lines = [line for line in error_output.splitlines() if not _LOG_LINE.match(line)]
+    return " ".join(" ".join(error_lines or [error_output]).split())
 
 
-def read_resources(*arguments: str) -> list[dict[str, Any]]:
+def read_kubernetes_resources(*arguments: str) -> list[dict[str, Any]]:
     """The items of `kubectl get` with these arguments. raises: CapacityError"""
     json_text = run_kubectl("get", *arguments, "--ignore-not-found", "--output=json")
     tree = json.loads(json_text or "{}")
-    items: list[dict[str, Any]] = tree.get("items", [tree] if tree else [])
-    return items
+    kubernetes_resources: list[dict[str, Any]] = tree.get("items", [tree] if tree else [])
+    return kubernetes_resources

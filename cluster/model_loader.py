@@ -12,9 +12,9 @@ from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import DreamBoothError, describe_error
 from dreambooth_ray.models.model_mirror import share_model
-from dreambooth_ray.models.model_source import find_shipped
-from dreambooth_ray.models.weight_cache import set_cache_limit
-from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.models.model_source import find_shipped_model
+from dreambooth_ray.models.weight_cache import set_model_cache_limit
+from dreambooth_ray.storage.store import Store, use_storage_options
 
 
 def load_model(config: Config) -> Path:
@@ -22,14 +22,14 @@ def load_model(config: Config) -> Path:
 
     raises: ConfigError where it is no model or may not be read, CapacityError, StorageError
     """
-    use_options(config.storage.uri, config.storage.options)
-    set_cache_limit(config.storage.model_cache_gb)
-    source, storage = config.model.source, Store(config.storage.uri)
-    if shipped_model := find_shipped(source):
-        return shipped_model
-    share_model(source, "model.uri", storage)
+    use_storage_options(config.storage.uri, config.storage.options)
+    set_model_cache_limit(config.storage.model_cache_gb)
+    model_source, storage = config.model.source, Store(config.storage.uri)
+    if packaged_model_folder := find_shipped_model(model_source):
+        return packaged_model_folder
+    share_model(model_source, "model.uri", storage)
     # A model of the hub is in the storage now, and runs take it from there, by its hash.
-    return share_model(source, "model.uri", storage)
+    return share_model(model_source, "model.uri", storage)
 
 
 def main() -> None:

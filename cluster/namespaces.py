@@ -46,7 +46,7 @@ class Host:
         return _start_ticks(self.pid) == self.ticks
 
 
-def check_rights() -> None:
+def check_root_and_tools() -> None:
     """raises ConfigError if this machine or user can't make hosts, saying what is missing."""
     if os.geteuid() != 0:
         raise ConfigError("hosts in network namespaces need root; run the command as root")
@@ -56,7 +56,7 @@ def check_rights() -> None:
 
 
 @dataclass(frozen=True)
-class Network:
+class HostNetwork:
     """A bridge with a /24 of its own; the machine itself is .1 in it."""
 
     bridge: str
@@ -68,24 +68,24 @@ class Network:
         return f"{self.prefix}.1"
 
     @staticmethod
-    def create(tag: str) -> "Network":
+    def create(tag: str) -> "HostNetwork":
         """A bridge named after `tag` (at most 8 letters) on the first free 10.213.n.0/24."""
         with _LOCK_FILE.open("w") as lock_file:
             # Of two processes that look at once, both would find the same one free.
             fcntl.flock(lock_file, fcntl.LOCK_EX)
-            return Network._create(tag)
+            return HostNetwork._create_bridge(tag)
 
     @staticmethod
-    def _create(tag: str) -> "Network":
-        addresses = json.dumps(json.loads(_read_output("ip", "-j", "address")))
+    def _create_bridge(tag: str) -> "HostNetwork":
+        interface_addresses = json.dumps(json.loads(_read_output("ip", "-j", "address")))
         for subnet_number in range(1, 255):
             address_prefix = f"10.213.{subnet_number}"
-            if f'"{address_prefix}.1"' not in addresses:
-                network = Network(f"db-{tag}", address_prefix)
-                _run_command("ip", "link", "add", network.bridge, "type", "bridge")
-                _run_command("ip", "address", "add", f"{network.gateway}/24", "dev", network.bridge)
-                _run_command("ip", "link", "set", network.bridge, "up")
-                return network
+            if f'"{address_prefix}.1"' not in interface_addresses:
+                bridge = HostNetwork(f"db-{tag}", address_prefix)
+                _run_command("ip", "link", "add", bridge.bridge, "type", "bridge")
+                _run_command("ip", "address", "add", f"{bridge.gateway}/24", "dev", bridge.bridge)
+                _run_command("ip", "link", "set", bridge.bridge, "up")
+                return bridge
         raise CapacityError("all of 10.213.1.0 to 10.213.254.0 are taken; take down old clusters")
 
     def remove(self) -> None:
@@ -143,11 +143,11 @@ class Network:
             f"mount -t tmpfs -o size={_SHM_SIZE} tmpfs /dev/shm && "
             f'hostname {name} && touch /tmp/{_STARTED} && exec "$@"'
         )
-        with (host_folder / "log").open("wb") as log:
+        with (host_folder / "log").open("wb") as log_file:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", namespace, "unshare", "--mount", "--uts", "--pid",
                  "--mount-proc", "--fork", "--kill-child", "sh", "-c", init_script, name, *command],
-                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=environment, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,
                 start_new_session=True,
             )  # fmt: skip
         host = Host(name, namespace, address, process.pid, _start_ticks(process.pid) or 0)
@@ -164,11 +164,11 @@ class Network:
     def _outer_interface(self, address: str) -> str:
         return f"{self.bridge[3:]}-{address.rpartition('.')[2]}"[:15]
 
-    def cut(self, host: Host) -> None:
+    def disconnect_host(self, host: Host) -> None:
         """Pull the host's cable: nothing arrives, and no process is notified."""
         _run_command("ip", "link", "set", self._outer_interface(host.address), "down")
 
-    def mend(self, host: Host) -> None:
+    def reconnect_host(self, host: Host) -> None:
         """Undo cut, delay and slow."""
         _run_command("ip", "link", "set", self._outer_interface(host.address), "up")
         subprocess.run(
@@ -177,7 +177,7 @@ class Network:
             check=False,
         )
 
-    def delay(self, host: Host, delay_ms: int, loss_percent: float = 0.0) -> None:
+    def delay_packets(self, host: Host, delay_ms: int, loss_percent: float = 0.0) -> None:
         """Hold back every packet to the host, and lose some.
 
         raises: ConfigError if the kernel has no netem
@@ -194,7 +194,7 @@ class Network:
             *netem_options.split(),
         )
 
-    def slow(self, host: Host, kilobits_s: int) -> None:
+    def limit_bandwidth(self, host: Host, kilobits_s: int) -> None:
         """Let no more than so many kilobits a second through to the host."""
         tbf_options = f"rate {kilobits_s}kbit burst 32kbit latency 400ms"
         _run_command(
@@ -210,12 +210,12 @@ class Network:
 
     def kill(self, host: Host) -> None:
         """Power off: the cable first, so that no process of it can close its connections."""
-        self.cut(host)
+        self.disconnect_host(host)
         if host.is_alive:
             os.kill(host.pid, signal.SIGKILL)
         deadline = time.monotonic() + _CHANGE_TIMEOUT_S
         while host.is_alive and time.monotonic() < deadline:
-            _reap(host.pid)
+            _reap_child_process(host.pid)
             time.sleep(_POLL_S)
         self.remove_namespace(host.namespace, host.address)
 
@@ -226,8 +226,8 @@ def shared_folders() -> list[Path]:
     A checkout, or its environment, may lie there.
     """
     python_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    folders = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]), *python_path]
-    resolved_folders = {Path(folder).resolve() for folder in folders if folder}
+    candidate_folders = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]), *python_path]
+    resolved_folders = {Path(folder).resolve() for folder in candidate_folders if folder}
     return sorted(folder for folder in resolved_folders if folder.is_relative_to("/tmp"))
 
 
@@ -272,7 +272,7 @@ def _start_ticks(pid: int) -> int | None:
     return None if stat_fields[0] == "Z" else int(stat_fields[19])
 
 
-def _reap(pid: int) -> None:
+def _reap_child_process(pid: int) -> None:
     """Collect a child that this process started; hosts of an earlier command are init's."""
     try:
         os.waitpid(pid, os.WNOHANG)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import requests
 
 from cluster.cluster_registry import ClusterEntry
-from cluster.dashboard import TIMEOUT_S, Capacity, Dashboard
+from cluster.dashboard import TIMEOUT_S, ClusterCapacity, Dashboard
 from cluster.preflight_finding import PreflightFinding
 from cluster.subject_checks import check_subjects
 from dreambooth_ray.config.idle_settings import find_idle_settings
@@ -21,7 +21,7 @@ from dreambooth_ray.memory.memory_advice import (
     find_fitting_settings,
     find_heaviest_key,
 )
-from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
+from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_training_footprint
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.model_directory import check_image_sizes, model_directory, model_outline
 from dreambooth_ray.models.model_source import parse_source
@@ -41,14 +41,17 @@ def run_preflight(
     footprints: list[TrainingFootprint] = []
     checks: list[Callable[[], Iterator[PreflightFinding]]] = [
         lambda: check_subjects(config),
-        lambda: _check_settings(config),
+        lambda: _find_setting_warnings(config),
         lambda: _check_model(config, footprints),
         lambda: _check_storage(config, entry),
     ]
     if entry is not None:
-        checks += [lambda: _check_cluster(config, entry, footprints), lambda: _check_image(entry)]
+        checks += [
+            lambda: _check_cluster(config, entry, footprints),
+            lambda: _check_container_image(entry),
+        ]
     elif config.cluster.gpus and not is_elsewhere:
-        checks += [lambda: _check_own_gpus(config, footprints)]
+        checks += [lambda: _check_local_gpus(config, footprints)]
     findings = [finding for check in checks for finding in check()]
     return sorted(findings, key=lambda finding: not finding.fatal)
 
@@ -60,22 +63,22 @@ def fit_to_cluster(config: Config, entry: ClusterEntry, say: Callable[[str], Non
     """
     if not (config.memory.fit and config.cluster.gpus) or entry.autoscaled:
         return config
-    total_bytes = Dashboard(entry).capacity().gpu_memory_bytes
-    limit_bytes = usable_bytes(total_bytes, is_gpu=True)
+    gpu_memory_bytes = Dashboard(entry).capacity().gpu_memory_bytes
+    limit_bytes = usable_bytes(gpu_memory_bytes, is_gpu=True)
     model_folder = model_outline(config.model.source)
     fitting_settings = (
-        find_fitting_settings(config, model_folder, limit_bytes) if total_bytes else None
+        find_fitting_settings(config, model_folder, limit_bytes) if gpu_memory_bytes else None
     )
     if fitting_settings is None:
         return config
     if fitting_settings.settings:
         say(f"memory.fit: a worker takes about {fitting_settings.text}")
     # Done: the cluster's own processes have nothing to look for.
-    memory_config = config.memory.model_copy(update={"fit": False})
-    return fitting_settings.config.model_copy(update={"memory": memory_config})
+    memory_section = config.memory.model_copy(update={"fit": False})
+    return fitting_settings.config.model_copy(update={"memory": memory_section})
 
 
-def _check_settings(config: Config) -> Iterator[PreflightFinding]:
+def _find_setting_warnings(config: Config) -> Iterator[PreflightFinding]:
     for warning in (*check_rates(config), *find_idle_settings(config)):
         yield PreflightFinding(warning.partition("=")[0], warning, fatal=False)
 
@@ -89,8 +92,8 @@ def _check_model(config: Config, footprints: list[TrainingFootprint]) -> Iterato
     try:
         check_image_sizes(model_folder, config.train)
         check_method(config, model_folder)
-        footprints.append(footprint := estimate_footprint(config, model_folder))
-        yield _note_memory(config, footprint)
+        footprints.append(footprint := estimate_training_footprint(config, model_folder))
+        yield _describe_memory_need(config, footprint)
         if parse_source(config.model.source).is_directory:
             model_directory(config.model.source)  # last: it reads all weights
     except DreamBoothError as error:
@@ -102,25 +105,25 @@ def _check_model(config: Config, footprints: list[TrainingFootprint]) -> Iterato
         yield PreflightFinding("model.uri", finding_text)
 
 
-def _note_memory(config: Config, footprint: TrainingFootprint) -> PreflightFinding:
-    needed_gib, device_name = (
+def _describe_memory_need(config: Config, footprint: TrainingFootprint) -> PreflightFinding:
+    needed_gib, device_word = (
         footprint.total_bytes / 2**30,
         "GPU" if config.cluster.gpus else "host",
     )
-    finding_text = f"a worker's step takes about {needed_gib:.1f} GiB of its {device_name}'s memory"
+    finding_text = f"a worker's step takes about {needed_gib:.1f} GiB of its {device_word}'s memory"
     return PreflightFinding("memory", finding_text, fatal=False, is_note=True)
 
 
 def _check_storage(config: Config, entry: ClusterEntry | None) -> Iterator[PreflightFinding]:
-    uri = config.storage.uri
+    storage_uri = config.storage.uri
     try:
-        store = Store(uri)
+        store = Store(storage_uri)
         if store.is_local and entry is not None and "//127." not in entry.address:
             finding_text = (
-                f"storage.uri={uri!r} is a folder of this machine, which the hosts of the cluster "
+                f"storage.uri={storage_uri!r} is a folder of this machine, which the hosts of the "
             )
             yield PreflightFinding(
-                "storage.uri", finding_text + "do not see; give an object store, s3://..."
+                "storage.uri", finding_text + "cluster do not see; give an object store, s3://..."
             )
             return
         store.check_writable()
@@ -131,14 +134,14 @@ def _check_storage(config: Config, entry: ClusterEntry | None) -> Iterator[Prefl
         )
         store.remove_file(probe_file)
     except (DreamBoothError, OSError, ImportError) as error:
-        yield PreflightFinding("storage.uri", f"storage.uri={uri!r} can't be used: {error}")
+        yield PreflightFinding("storage.uri", f"storage.uri={storage_uri!r} can't be used: {error}")
         return
     if not is_first_created or is_second_created:
         finding_text = (
-            f"storage.uri={uri!r} has no conditional writes: two runs could overwrite each other; "
+            f"storage.uri={storage_uri!r} has no conditional writes: two runs could overwrite each "
         )
         yield PreflightFinding(
-            "storage.uri", finding_text + "take a store with If-None-Match, as S3 has"
+            "storage.uri", finding_text + "other; take a store with If-None-Match, as S3 has"
         )
 
 
@@ -154,18 +157,18 @@ def _check_cluster(
     except (DreamBoothError, requests.RequestException, KeyError) as error:
         yield PreflightFinding("address", str(error))
         return
-    for software_name, cluster_version, local_version in (
+    for checked_software, cluster_version, local_version in (
         ("Ray", versions.ray, version("ray")),
         ("Python", versions.python, platform.python_version()),
     ):
-        is_exact_match = software_name == "Ray" or not cluster_version
+        needs_exact_match = checked_software == "Ray" or not cluster_version
         if cluster_version and (
-            cluster_version if is_exact_match else _minor_version(cluster_version)
-        ) != (local_version if is_exact_match else _minor_version(local_version)):
+            cluster_version if needs_exact_match else _minor_version(cluster_version)
+        ) != (local_version if needs_exact_match else _minor_version(local_version)):
             yield PreflightFinding(
                 "image",
-                f"the cluster at {entry.address} has {software_name} {cluster_version}, this "
-                f"machine {local_version}; give the cluster an image with {software_name} "
+                f"the cluster at {entry.address} has {checked_software} {cluster_version}, this "
+                f"machine {local_version}; give the cluster an image with {checked_software} "
                 f"{local_version}",
             )
     if not entry.autoscaled:
@@ -173,7 +176,7 @@ def _check_cluster(
 
 
 def _check_capacity(
-    config: Config, capacity: Capacity, footprints: list[TrainingFootprint]
+    config: Config, capacity: ClusterCapacity, footprints: list[TrainingFootprint]
 ) -> Iterator[PreflightFinding]:
     num_workers = config.cluster.span.min
     if config.cluster.gpus and capacity.gpus < num_workers:
@@ -186,12 +189,12 @@ def _check_capacity(
         finding_text = f"cluster.workers={num_workers} want a CPU each, and the cluster has "
         finding_text += f"{capacity.cpus:g}; lower it, or add hosts; {_BY_ITSELF}"
         yield PreflightFinding("cluster.workers", finding_text)
-    is_gpu = config.cluster.gpus
-    total_bytes = capacity.gpu_memory_bytes if is_gpu else capacity.memory_bytes
-    yield from _check_memory(config, footprints, total_bytes)
+    uses_gpus = config.cluster.gpus
+    device_memory_bytes = capacity.gpu_memory_bytes if uses_gpus else capacity.memory_bytes
+    yield from _check_memory(config, footprints, device_memory_bytes)
 
 
-def _check_own_gpus(
+def _check_local_gpus(
     config: Config, footprints: list[TrainingFootprint]
 ) -> Iterator[PreflightFinding]:
     gpus_bytes = read_gpu_memory()
@@ -208,15 +211,15 @@ def _check_memory(
     config: Config, footprints: list[TrainingFootprint], total_bytes: int
 ) -> Iterator[PreflightFinding]:
     """total_bytes: of the device that a worker gets; 0 where it is not known"""
-    is_gpu = config.cluster.gpus
+    uses_gpus = config.cluster.gpus
     for footprint in footprints:
-        if total_bytes and footprint.total_bytes > usable_bytes(total_bytes, is_gpu=is_gpu):
+        if total_bytes and footprint.total_bytes > usable_bytes(total_bytes, is_gpu=uses_gpus):
             model_folder = model_outline(config.model.source)
             finding_text = describe_shortage(config, model_folder, footprint, total_bytes)
             yield PreflightFinding(find_heaviest_key(config, footprint), finding_text)
 
 
-def _check_image(entry: ClusterEntry) -> Iterator[PreflightFinding]:
+def _check_container_image(entry: ClusterEntry) -> Iterator[PreflightFinding]:
     """Ask the registry for the image's manifest, as the hosts will."""
     if entry.code == "image" and not entry.image:
         yield PreflightFinding(
@@ -224,26 +227,30 @@ def _check_image(entry: ClusterEntry) -> Iterator[PreflightFinding]:
         )
     if not entry.image:
         return
-    registry, _, repository_and_tag = entry.image.partition("/")
+    image_registry, _, repository_and_tag = entry.image.partition("/")
     # NAME:TAG, NAME@sha256:DIGEST, or both; the digest decides.
-    name, _, digest = repository_and_tag.partition("@")
-    repository, _, tag = name.rpartition(":") if ":" in name else (name, "", "latest")
-    if not repository or not ({".", ":"} & set(registry)):
+    tagged_name, _, image_digest = repository_and_tag.partition("@")
+    image_repository, _, image_tag = (
+        tagged_name.rpartition(":") if ":" in tagged_name else (tagged_name, "", "latest")
+    )
+    if not image_repository or not ({".", ":"} & set(image_registry)):
         return  # a short name is the hosts' own business
-    scheme = "http" if registry.startswith(("127.", "localhost")) else "https"
+    scheme = "http" if image_registry.startswith(("127.", "localhost")) else "https"
     try:
         response = requests.head(
-            f"{scheme}://{registry}/v2/{repository}/manifests/{digest or tag}", timeout=TIMEOUT_S
+            f"{scheme}://{image_registry}/v2/{image_repository}/manifests/"
+            f"{image_digest or image_tag}",
+            timeout=TIMEOUT_S,
         )
     except requests.RequestException as error:
         finding_text = (
-            f"image={entry.image!r}: {registry} does not answer here ({type(error).__name__})"
+            f"image={entry.image!r}: {image_registry} does not answer here ({type(error).__name__})"
         )
         yield PreflightFinding("image", finding_text + "; its presence is unknown", fatal=False)
         return
     if response.status_code == requests.codes.not_found:
         yield PreflightFinding(
-            "image", f"image={entry.image!r} is not in {registry}; push it, or mend the tag"
+            "image", f"image={entry.image!r} is not in {image_registry}; push it, or mend the tag"
         )
 
 

@@ -10,7 +10,7 @@ import requests
 from cluster.ray_jobs import RunJob
 from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.display import ImageRate, describe_step, describe_workers
+from dreambooth_ray.display import ImageRate, describe_step_losses, describe_workers
 from dreambooth_ray.errors import CapacityError, StorageError
 from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage.store import Store
@@ -45,7 +45,7 @@ class RunProgress:
         return ", ".join(line_parts)
 
 
-class ProgressReader:
+class RunProgressReader:
     """How a run stands, look by look: each asks storage for what is new."""
 
     def __init__(self, run: Store, config: Config, price_an_hour: float | None) -> None:
@@ -55,18 +55,19 @@ class ProgressReader:
 
     def read(self) -> RunProgress:
         """Read how the run stands now."""
-        config, latest_metrics = self._config, self._metrics.read_latest()
+        config, latest_metrics = self._config, self._metrics.read_latest_metrics()
         self._checkpoint = max(committed_steps(self._run, self._checkpoint) or [self._checkpoint])
         if latest_metrics is None:
             return RunProgress(0, config.train.steps, "", self._checkpoint, None, None)
-        images_s = self._rate.update(time.monotonic(), latest_metrics["images_seen"])
+        images_per_second = self._rate.update(time.monotonic(), latest_metrics["images_seen"])
         images_left = (config.train.steps - latest_metrics["step"]) * config.images_a_step
-        remaining_s = images_left / images_s if images_s > 0 else None
-        cost = None
+        remaining_s = images_left / images_per_second if images_per_second > 0 else None
+        remaining_cost = None
         if self._price_an_hour is not None and remaining_s is not None:
-            cost = self._price_an_hour * remaining_s / 3600
+            remaining_cost = self._price_an_hour * remaining_s / 3600
         step_text = (
-            describe_step(latest_metrics, images_s, config.prior) + f", {describe_workers(config)}"
+            describe_step_losses(latest_metrics, images_per_second, config.prior)
+            + f", {describe_workers(config)}"
         )
         if restarts := latest_metrics.get(RESTARTS):
             step_text += f", restarted {describe_count(int(restarts), 'time')}"
@@ -76,7 +77,7 @@ class ProgressReader:
             step_text,
             self._checkpoint,
             remaining_s,
-            cost,
+            remaining_cost,
         )
 
 
@@ -98,37 +99,37 @@ def watch_run(jobs: RunJobs, job: RunJob, price: float | None, say: Callable[[st
 
     A cluster or a store that does not answer is asked again: the run goes on without us.
     """
-    run, seen_messages = Store(job.run_uri), set[str]()
-    progress_reader, last_line = ProgressReader(run, jobs.config(job), price), ""
-    for _ in _ticks():
+    run_store, seen_messages = Store(job.run_uri), set[str]()
+    progress_reader, last_progress_line = RunProgressReader(run_store, jobs.config(job), price), ""
+    for _ in _iterate_polls():
         end_state = outcome = ""
         try:
             end_state = "" if jobs.is_active(job) else jobs.state(job)
             # Restarts and warnings, from the run's beginning on.
-            for message in read_new_messages(run, seen_messages):
-                say(message)
-            line = progress_reader.read().line()
+            for worker_message in read_new_messages(run_store, seen_messages):
+                say(worker_message)
+            progress_line = progress_reader.read().line()
             if end_state:
-                outcome = "finished" if is_finished(run) else end_state
+                outcome = "finished" if is_finished(run_store) else end_state
         except _SILENCES:
-            line = "no answer; the run goes on, asking again"
+            progress_line = "no answer; the run goes on, asking again"
             if end_state:
-                line, outcome = "no answer from storage", end_state
-        if line != last_line:
-            last_line = line
-            say(line)
+                progress_line, outcome = "no answer from storage", end_state
+        if progress_line != last_progress_line:
+            last_progress_line = progress_line
+            say(progress_line)
         if outcome:
             return outcome
     raise AssertionError("ticks have no end")
 
 
-def _ticks() -> Iterator[None]:
+def _iterate_polls() -> Iterator[None]:
     while True:
         yield
         time.sleep(INTERVAL_S)
 
 
 def _format_duration(seconds: float) -> str:
-    minutes, seconds_left = divmod(int(seconds), 60)
+    minutes, rest_seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds_left} s"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest_seconds} s"

@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.cluster_jobs import ClusterJobs
 from dreambooth_ray.config.base_model import ModelConfig
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.remote_images import is_remote, upload_photographs
+from dreambooth_ray.data.remote_images import is_remote_uri, upload_photographs
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.model_mirror import send_model
 from dreambooth_ray.runs import is_finished, open_run, read_run_config
@@ -37,35 +37,37 @@ class RayJobs(ClusterJobs):
         """The newest job of every run, newest run first."""
         newest_jobs: dict[str, RunJob] = {}
         for job in self.client.list_jobs():
-            metadata = job.metadata or {}
-            if "run_uri" not in metadata or job.submission_id is None:
+            job_metadata = job.metadata or {}
+            if "run_uri" not in job_metadata or job.submission_id is None:
                 continue
-            run_job = RunJob(
-                run_id=metadata["run_id"],
-                run_uri=metadata["run_uri"],
+            training_job = RunJob(
+                run_id=job_metadata["run_id"],
+                run_uri=job_metadata["run_uri"],
                 state=str(job.status.value).lower(),
                 submission_id=job.submission_id,
-                attempt=int(metadata["attempt"]),
+                attempt=int(job_metadata["attempt"]),
                 started_ms=int(job.start_time or 0),
             )
             if (
-                run_job.run_id not in newest_jobs
-                or newest_jobs[run_job.run_id].attempt < run_job.attempt
+                training_job.run_id not in newest_jobs
+                or newest_jobs[training_job.run_id].attempt < training_job.attempt
             ):
-                newest_jobs[run_job.run_id] = run_job
+                newest_jobs[training_job.run_id] = training_job
         return sorted(newest_jobs.values(), key=lambda run: -run.started_ms)
 
     def find(self, run_id: str) -> RunJob | None:
         """The newest job of a run, if it has one here."""
-        return next((run for run in self.runs() if run.run_id == run_id), None)
+        return next(
+            (training_job for training_job in self.runs() if training_job.run_id == run_id), None
+        )
 
     def get(self, run_id: str) -> RunJob:
         """As `find`; raises ConfigError naming the runs there are."""
-        run_job = self.find(run_id)
-        if run_job is None:
-            run_ids = ", ".join(run.run_id for run in self.runs()[:8]) or "none"
+        training_job = self.find(run_id)
+        if training_job is None:
+            run_ids = ", ".join(listed_job.run_id for listed_job in self.runs()[:8]) or "none"
             raise ConfigError(f"no run {run_id!r} at {self.entry.address}; its runs: {run_ids}")
-        return run_job
+        return training_job
 
     def submit(self, config: Config) -> RunJob:
         """Upload photographs, open the run, start its job; the same run is started once.
@@ -74,26 +76,28 @@ class RayJobs(ClusterJobs):
         raises: ConfigError if the name is that of another run
         """
         portable_config = make_portable_config(config)
-        run = open_run(portable_config)
-        previous = self.find(str(portable_config.run_id))
-        if previous and (previous.state in ("pending", "running") or is_finished(run)):
-            return previous
-        return self._start_job(str(portable_config.run_id), run, previous)
+        run_store = open_run(portable_config)
+        previous_job = self.find(str(portable_config.run_id))
+        if previous_job and (
+            previous_job.state in ("pending", "running") or is_finished(run_store)
+        ):
+            return previous_job
+        return self._start_job(str(portable_config.run_id), run_store, previous_job)
 
     def resume(self, run_id: str) -> RunJob:
         """Start a job that takes the run up where it stands, unless one does already."""
-        previous = self.get(run_id)
-        run = Store(previous.run_uri)
-        if previous.state in ("pending", "running") or is_finished(run):
-            return previous
-        return self._start_job(run_id, run, previous)
+        previous_job = self.get(run_id)
+        run_store = Store(previous_job.run_uri)
+        if previous_job.state in ("pending", "running") or is_finished(run_store):
+            return previous_job
+        return self._start_job(run_id, run_store, previous_job)
 
-    def _start_job(self, run_id: str, run: Store, previous: RunJob | None) -> RunJob:
-        attempt = previous.attempt + 1 if previous else 1
+    def _start_job(self, run_id: str, run_store: Store, previous_job: RunJob | None) -> RunJob:
+        attempt = previous_job.attempt + 1 if previous_job else 1
         submission_id = f"{run_id}.{attempt}"
-        metadata = {"run_id": run_id, "run_uri": run.uri, "attempt": str(attempt)}
-        self.submit_command(submission_id, ("resume", run.uri), metadata)
-        return RunJob(run_id, run.uri, "pending", submission_id, attempt, 0)
+        job_metadata = {"run_id": run_id, "run_uri": run_store.uri, "attempt": str(attempt)}
+        self.submit_command(submission_id, ("resume", run_store.uri), job_metadata)
+        return RunJob(run_id, run_store.uri, "pending", submission_id, attempt, 0)
 
     def config(self, job: RunJob) -> Config:
         """What the run was sent with. raises: CheckpointError if its storage has none"""
@@ -113,31 +117,31 @@ def make_portable_config(config: Config) -> Config:
     storage = Store(config.storage.uri)
     subjects = [
         s
-        if is_remote(s.photos) or storage.is_local
+        if is_remote_uri(s.photos) or storage.is_local
         else s.model_copy(update={"photos": upload_photographs(Path(s.photos), storage)})
         for s in config.all_subjects
     ]
     portable_subjects = tuple(subjects) if config.subjects else ()
     cluster_config = config.cluster.model_copy(update={"address": None})
-    changes = {
+    portable_fields = {
         "subject": subjects[0],
         "subjects": portable_subjects,
         "cluster": cluster_config,
-        "model": config.model if storage.is_local else _send_model(config.model, storage),
+        "model": config.model if storage.is_local else _upload_model(config.model, storage),
     }
-    portable_config = config.model_copy(update=changes)
+    portable_config = config.model_copy(update=portable_fields)
     return portable_config.model_copy(
         update={"run_id": config.run_id or _make_run_id(portable_config)}
     )
 
 
-def _send_model(model: ModelConfig, storage: Store) -> ModelConfig:
-    source = send_model(model.source, "model.uri", storage)
-    if source == model.source:
+def _upload_model(model: ModelConfig, storage: Store) -> ModelConfig:
+    uploaded_model_uri = send_model(model.source, "model.uri", storage)
+    if uploaded_model_uri == model.source:
         return model
     # One model by now, whatever its parts were taken from.
-    cleared_parts = {"vae": None, "text_encoder": None, "prediction_type": None}
-    return model.model_copy(update={"uri": source, **cleared_parts})
+    cleared_model_fields = {"vae": None, "text_encoder": None, "prediction_type": None}
+    return model.model_copy(update={"uri": uploaded_model_uri, **cleared_model_fields})
 
 
 def _make_run_id(config: Config) -> str:
@@ -145,5 +149,5 @@ def _make_run_id(config: Config) -> str:
     config_json = json.dumps(
         config.model_dump(mode="json", exclude={"cluster", "memory"}), sort_keys=True
     )
-    class_noun = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
-    return f"{class_noun}-{hashlib.sha256(config_json.encode()).hexdigest()[:12]}"
+    class_noun_slug = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
+    return f"{class_noun_slug}-{hashlib.sha256(config_json.encode()).hexdigest()[:12]}"

@@ -56,7 +56,7 @@ def name_rayjob(run_id: str, storage_uri: str) -> str:
 def render_rayjob(config: Config, image: str, namespace: str) -> list[Resource]:
     """ConfigMap with the recipe and RayJob, both named after the run."""
     portable_config = make_portable_config(config)
-    meta = {
+    resource_metadata = {
         "name": name_rayjob(str(portable_config.run_id), portable_config.storage.uri),
         "namespace": namespace,
     }
@@ -64,23 +64,23 @@ def render_rayjob(config: Config, image: str, namespace: str) -> list[Resource]:
     recipe_config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {**meta, "labels": labels},
+        "metadata": {**resource_metadata, "labels": labels},
         "data": {RECIPE: dump_config(portable_config)},
     }
-    job = copy.deepcopy(yaml.safe_load(_manifest_path().read_text()))
-    job["metadata"] = {
-        **meta,
+    rayjob_manifest = copy.deepcopy(yaml.safe_load(_rayjob_manifest_path().read_text()))
+    rayjob_manifest["metadata"] = {
+        **resource_metadata,
         "labels": {**labels, "app.kubernetes.io/name": "dreambooth-train"},
         "annotations": {
             RUN_ID: str(portable_config.run_id),
             RUN_URI: _name_run_uri(portable_config),
         },
     }
-    cluster_spec = job["spec"]["rayClusterSpec"]
+    cluster_spec = rayjob_manifest["spec"]["rayClusterSpec"]
     cluster_spec["rayVersion"] = version("ray")
-    group_name = "gpu" if portable_config.cluster.gpus else "cpu"
+    worker_group_name = "gpu" if portable_config.cluster.gpus else "cpu"
     for group_spec in cluster_spec["workerGroupSpecs"]:
-        if group_spec["groupName"] == group_name:
+        if group_spec["groupName"] == worker_group_name:
             worker_range = portable_config.cluster.span
             group_spec.update(
                 replicas=worker_range.min,
@@ -91,31 +91,31 @@ def render_rayjob(config: Config, image: str, namespace: str) -> list[Resource]:
         cluster_spec["workerGroupSpecs"] = [
             g for g in cluster_spec["workerGroupSpecs"] if g["groupName"] != "gpu"
         ]
-    _fill_names(job, image, meta["name"])
-    return [recipe_config_map, job]
+    _fill_image_and_recipe_names(rayjob_manifest, image, resource_metadata["name"])
+    return [recipe_config_map, rayjob_manifest]
 
 
 def _name_run_uri(config: Config) -> str:
     return f"{Store(config.storage.uri).uri}/{paths.run(str(config.run_id))}"
 
 
-def _fill_names(tree: Any, image: str, recipe_name: str) -> None:
+def _fill_image_and_recipe_names(tree: Any, image: str, recipe_name: str) -> None:
     """Put image and name of the recipe wherever a pod names them."""
     if isinstance(tree, list):
-        for item in tree:
-            _fill_names(item, image, recipe_name)
+        for subtree in tree:
+            _fill_image_and_recipe_names(subtree, image, recipe_name)
     elif isinstance(tree, dict):
         if tree.get("image") == "dreambooth-ray":
             tree["image"] = image
         if tree.get("configMap") == {"name": "dreambooth-recipe"}:
             tree["configMap"] = {"name": recipe_name}
-        for item in tree.values():
-            _fill_names(item, image, recipe_name)
+        for subtree in tree.values():
+            _fill_image_and_recipe_names(subtree, image, recipe_name)
 
 
-def _manifest_path() -> Path:
+def _rayjob_manifest_path() -> Path:
     """Beside this file in a wheel, in k8s/ in a checkout."""
-    shipped_manifest = Path(__file__).with_name("rayjob.yaml")
-    if shipped_manifest.is_file():
-        return shipped_manifest
+    packaged_manifest = Path(__file__).with_name("rayjob.yaml")
+    if packaged_manifest.is_file():
+        return packaged_manifest
     return Path(__file__).parents[1] / "k8s" / "base" / "rayjob" / "rayjob.yaml"

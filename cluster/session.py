@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 
 from cluster import waiting_process
 from dreambooth_ray.compat.ray_address import (
-    AddressError,
+    RayAddressError,
     check_client_server,
     check_head,
     find_local_address,
@@ -38,17 +38,20 @@ def session(
     """
     # With GPUs they don't: a process is told which are its own when it gets its work, and libraries
     # may look at all that there are when they are imported.
-    has_gpus = config.cluster.gpus or bool(config.prior.num_gpus)
-    num_waiting_processes = config.cluster.span.max if imports_ahead and not has_gpus else 0
+    uses_gpus = config.cluster.gpus or bool(config.prior.num_gpus)
+    num_waiting_processes = config.cluster.span.max if imports_ahead and not uses_gpus else 0
     # A small machine may be asked for more processes than it has cores: they share.
-    with connection(
-        config.cluster, config.num_processes, meanwhile, num_waiting_processes=num_waiting_processes
+    with ray_connection(
+        config.cluster,
+        config.num_ray_processes,
+        meanwhile,
+        num_waiting_processes=num_waiting_processes,
     ):
         yield
 
 
 @contextmanager
-def connection(
+def ray_connection(
     cluster: ClusterConfig,
     processes: int,
     meanwhile: Callable[[], object] = lambda: None,
@@ -64,7 +67,7 @@ def connection(
     num_waiting_processes: of a local Ray, that wait with torch imported; 0: as many as there are
         CPUs, and nothing imported
     """
-    check_cluster(cluster)
+    check_cluster_address(cluster)
     address = cluster.ray_address
     _set_environment()
     import ray  # noqa: PLC0415  reads its environment when imported
@@ -84,7 +87,7 @@ def connection(
             ray.shutdown()
     else:
         environment_context = nullcontext() if is_bare else ray_process_environment()
-        with environment_context, _local_ray(processes, meanwhile, num_waiting_processes):
+        with environment_context, _start_local_ray(processes, meanwhile, num_waiting_processes):
             _check_gpus(cluster)
             yield
 
@@ -109,7 +112,7 @@ def _set_environment() -> None:
 
 
 @contextmanager
-def _local_ray(
+def _start_local_ray(
     processes: int, meanwhile: Callable[[], object], num_waiting_processes: int
 ) -> Iterator[None]:
     """A Ray of this process's own, started in a thread: most of its start is waiting."""
@@ -152,12 +155,12 @@ def _local_ray(
             ray.shutdown()
 
 
-def check_address(config: Config) -> None:
-    """As `check_cluster`, for a run's configuration."""
-    check_cluster(config.cluster)
+def check_run_cluster_address(config: Config) -> None:
+    """As `check_cluster_address`, for a run's configuration."""
+    check_cluster_address(config.cluster)
 
 
-def check_cluster(cluster: ClusterConfig) -> None:
+def check_cluster_address(cluster: ClusterConfig) -> None:
     """Ask once whether a Ray of this version answers at the address, wherever that comes from.
 
     Within 10 s; Ray itself would try for minutes. Nothing is asked where a local Ray is started.
@@ -178,7 +181,7 @@ def check_cluster(cluster: ClusterConfig) -> None:
             f"{address_origin} is the address of a dashboard or Jobs API; give the head as "
             f"host:6379 or ray://host:10001, send the run with `dreambooth submit`, or {remedy}"
         )
-    is_client = address.startswith("ray://")
+    uses_ray_client = address.startswith("ray://")
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit() or not host:
         raise ConfigError(
@@ -192,6 +195,8 @@ def check_cluster(cluster: ClusterConfig) -> None:
             f"port open, or {remedy}"
         ) from error
     try:
-        (check_client_server if is_client else check_head)(f"{host}:{port}", _ANSWER_TIMEOUT_S)
-    except AddressError as error:
+        (check_client_server if uses_ray_client else check_head)(
+            f"{host}:{port}", _ANSWER_TIMEOUT_S
+        )
+    except RayAddressError as error:
         raise ConfigError(f"{address_origin}: {error}; correct the address, or {remedy}") from error

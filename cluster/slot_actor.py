@@ -45,10 +45,12 @@ class SlotActor:
             )
 
         device = torch.device("cuda" if gpu else "cpu")
-        worker = SlotWorker(job, self._num_slots, self._rank, export_with_loaded_components, device)
-        self._worker = worker
+        slot_worker = SlotWorker(
+            job, self._num_slots, self._rank, export_with_loaded_components, device
+        )
+        self._worker = slot_worker
         yield SubjectEvent("", "ready")
-        yield from worker.run()
+        yield from slot_worker.run()
 
     def add(self, job: WorkerJob | None) -> None:
         """Hand in a subject's run; None: no more come."""
@@ -59,7 +61,7 @@ class SlotActor:
             self._worker.add(job)
 
 
-class _RayWorker:
+class _SlotActorHandle:
     """A SlotActor, from the process that hands subjects out."""
 
     def __init__(self, job: WorkerJob, num_slots: int, rank: int, gpu: bool) -> None:
@@ -76,7 +78,7 @@ class _RayWorker:
         self.events = self._actor.run.options(num_returns="streaming").remote(job, gpu)
 
     @property
-    def has_room(self) -> bool:
+    def has_started(self) -> bool:
         return bool(ray.wait([self._started], timeout=0)[0])
 
     def add(self, job: WorkerJob | None) -> None:
@@ -101,15 +103,15 @@ class _RayWorker:
         return event
 
 
-def start_ray_workers(
+def make_ray_worker_functions(
     job: WorkerJob, rank: int, gpu: bool
-) -> tuple[Callable[[int], _RayWorker], Callable[[list[Any]], Any]]:
+) -> tuple[Callable[[int], _SlotActorHandle], Callable[[list[Any]], Any]]:
     """`start` and `wait` of a SlotFleet, by Ray actors. job: any of the group"""
 
-    def start_worker(num_slots: int) -> _RayWorker:
-        return _RayWorker(job, num_slots, rank, gpu)
+    def start_worker(num_slots: int) -> _SlotActorHandle:
+        return _SlotActorHandle(job, num_slots, rank, gpu)
 
-    def wait_for_event(workers: list[_RayWorker]) -> _RayWorker | None:
+    def wait_for_event(workers: list[_SlotActorHandle]) -> _SlotActorHandle | None:
         event_streams = [worker.events for worker in workers]
         ready_streams, _ = ray.wait(event_streams, num_returns=1, timeout=_WAIT_S)
         return next(

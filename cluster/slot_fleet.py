@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from cluster.fleet_plan import FleetConfig
 from cluster.fleet_queue import FleetEntry, FleetQueue, SubjectQueue, TryEnd, end_try
-from cluster.slot_actor import WorkerLostError, start_ray_workers
-from cluster.slot_plan import divide_slots, plan_slots
+from cluster.slot_actor import WorkerLostError, make_ray_worker_functions
+from cluster.slot_plan import divide_slots_among_workers, plan_slot_groups
 from cluster.worker_pool import PoolWorker, SlotWorkerHandle, WorkerBounds, WorkerPool
 from dreambooth_ray import pipeline
 from dreambooth_ray.config.machines import ClusterConfig
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SubjectDemand:
+class QueueDemand:
     """What of a queue decides how many workers there are.
 
     count: subjects that wait, up to so many; is_expected: whether more may come once none waits
@@ -47,7 +47,7 @@ class SlotFleet:
         wait: Callable[[list[SlotWorkerHandle]], SlotWorkerHandle | None],
         say: Callable[[str], None],
         cluster: ClusterConfig,
-        awaited: SubjectDemand = SubjectDemand(),
+        awaited: QueueDemand = QueueDemand(),
     ) -> None:
         """queue: of the group's subjects, with a place for each
 
@@ -81,14 +81,14 @@ class SlotFleet:
             self._pool.scale(self._awaited.count, is_over=self._queue.is_over)
             handle = self._wait(self._pool.handles) if len(self._pool) else None
             if handle is None:
-                self._pool.check_room()
+                self._pool.check_worker_started()
                 continue
             worker = self._pool.find(handle)
             try:
                 event = handle.read_event()
                 if event is None:
                     raise WorkerLostError("its worker has ended")
-                self._note_event(worker, event)
+                self._handle_subject_event(worker, event)
             except WorkerLostError as error:
                 self._replace(worker, error)
 
@@ -98,25 +98,25 @@ class SlotFleet:
 
     def _hand_out(self) -> None:
         """The next subjects to the workers that have room for them."""
-        while (worker := self._pool.find_free()) is not None:
+        while (worker := self._pool.find_free_worker()) is not None:
             entry = self._queue.next()
             if entry is None:
                 return
             start_s = time.monotonic()
             try:
-                job = self._make_job(entry)
+                subject_job = self._make_job(entry)
             except DreamBoothError as error:  # of this subject alone
-                seconds = time.monotonic() - start_s
-                self._say(end_try(self._queue, entry, TryEnd.of_error(error), seconds))
+                elapsed_s = time.monotonic() - start_s
+                self._say(end_try(self._queue, entry, TryEnd.of_error(error), elapsed_s))
                 continue
             self._pool.note_taken(worker, entry, start_s)
-            worker.handle.add(job)
+            worker.handle.add(subject_job)
 
-    def _note_event(self, worker: PoolWorker, event: "SubjectEvent") -> None:
+    def _handle_subject_event(self, worker: PoolWorker, event: "SubjectEvent") -> None:
         if event.kind == "ready":
             worker.is_ready = True
             return
-        entry, since_s = worker.entries[event.run_id]
+        entry, started_s = worker.entries[event.run_id]
         if event.step > self._steps.get(event.run_id, 0):
             self._steps[event.run_id] = event.step
             self._pool.reset_lost_count()
@@ -129,9 +129,9 @@ class SlotFleet:
             worker.trained.add(event.run_id)
             return
         self._pool.note_subject_gone(worker, event.run_id)
-        seconds = time.monotonic() - since_s
+        elapsed_s = time.monotonic() - started_s
         if event.kind == "misfit":
-            self._queue.withdraw(entry, seconds)
+            self._queue.withdraw(entry, elapsed_s)
             self.misfits.append(entry)
             self._say(f"{event.run_id}: {entry.state} {entry.note}".rstrip())
             return
@@ -139,7 +139,7 @@ class SlotFleet:
             f"at step {event.step}, as it was asked to" if event.kind == "stopped" else event.note
         )
         try_end = TryEnd(event.kind, end_note, event.is_permanent)
-        self._say(end_try(self._queue, entry, try_end, seconds))
+        self._say(end_try(self._queue, entry, try_end, elapsed_s))
         if entry.state != "waiting":
             self._steps.pop(event.run_id, None)
 
@@ -147,8 +147,8 @@ class SlotFleet:
         """Its subjects wait again, none the worse for it, and another worker takes its place."""
         self._pool.replace(worker, error)
         self._say(f"a worker is lost ({error}); its {len(worker.entries)} subjects go to others")
-        for entry, since_s in worker.entries.values():
-            self._queue.put_back(entry, time.monotonic() - since_s)
+        for entry, started_s in worker.entries.values():
+            self._queue.put_back(entry, time.monotonic() - started_s)
 
 
 def train_in_slots(
@@ -162,19 +162,21 @@ def train_in_slots(
     prepared: by subject's id, with photographs that every host can read
     """
     entries_by_id = {entry.id: entry for entry in entries}
-    slot_plan = plan_slots(
+    slot_plan = plan_slot_groups(
         {subject_id: prepared[subject_id].config for subject_id in entries_by_id}
     )
-    separate_entries = [entries_by_id[subject_id] for subject_id in slot_plan.obstacles]
-    for subject_id, obstacle in slot_plan.obstacles.items():
-        say(f"{subject_id}: is trained by itself, as {obstacle} can't share a batch")
+    separately_trained_entries = [entries_by_id[subject_id] for subject_id in slot_plan.obstacles]
+    for subject_id, sharing_obstacle in slot_plan.obstacles.items():
+        say(f"{subject_id}: is trained by itself, as {sharing_obstacle} can't share a batch")
     for group in slot_plan.groups:
         # All now: who stops a run while it waits for a slot means this fleet.
-        jobs = {subject_id: make_slot_job(prepared[subject_id]) for subject_id in group.subject_ids}
+        slot_jobs = {
+            subject_id: make_slot_job(prepared[subject_id]) for subject_id in group.subject_ids
+        }
         first_run = prepared[group.subject_ids[0]]
         cluster_config = first_run.config.cluster
-        start_worker, wait_for_event = start_ray_workers(
-            jobs[group.subject_ids[0]], group.rank, cluster_config.gpus
+        start_worker, wait_for_event = make_ray_worker_functions(
+            slot_jobs[group.subject_ids[0]], group.rank, cluster_config.gpus
         )
         if any(
             prepared[subject_id].config.cluster.span.max > 1 for subject_id in group.subject_ids
@@ -183,30 +185,32 @@ def train_in_slots(
         group_entries = [entries_by_id[subject_id] for subject_id in group.subject_ids]
         queue = FleetQueue(group_entries, len(group_entries), fleet.retries)
         slot_fleet = SlotFleet(
-            queue, partial(_find_job, jobs), start_worker, wait_for_event, say, cluster_config
+            queue, partial(_find_job, slot_jobs), start_worker, wait_for_event, say, cluster_config
         )
-        slots_per_worker = divide_slots(fleet.slots, fleet.parallel, len(group_entries))
+        slots_per_worker = divide_slots_among_workers(
+            fleet.slots, fleet.parallel, len(group_entries)
+        )
         say(f"{len(group_entries)} subjects share batches of {slots_per_worker} slots")
         slot_fleet.run(WorkerBounds.fixed(slots_per_worker))
-        separate_entries += slot_fleet.misfits
-    return separate_entries
+        separately_trained_entries += slot_fleet.misfits
+    return separately_trained_entries
 
 
-def _find_job(jobs: Mapping[str, WorkerJob], entry: FleetEntry) -> WorkerJob:
-    return jobs[entry.id]
+def _find_job(slot_jobs: Mapping[str, WorkerJob], entry: FleetEntry) -> WorkerJob:
+    return slot_jobs[entry.id]
 
 
-def make_model_job(prepared: PreparedRun) -> WorkerJob:
+def make_model_loading_job(prepared: PreparedRun) -> WorkerJob:
     """What a worker loads the model of, before it is handed any subject."""
     return pipeline.make_worker_job(prepared, open_run(prepared.config))
 
 
 def make_slot_job(prepared: PreparedRun) -> WorkerJob:
     """What a worker is told of a subject, whose class images are there."""
-    run = open_run(prepared.config)
+    run_store = open_run(prepared.config)
     # Of an earlier time. Whoever stops the run from now on means this fleet.
-    clear_stop_request(run)
+    clear_stop_request(run_store)
     if prepared.config.prior.num_images:
         # Else the set might be collected as garbage.
-        pipeline.note_prior_use(prepared, run)
-    return pipeline.add_class_images(pipeline.make_worker_job(prepared, run), prepared)
+        pipeline.note_prior_use(prepared, run_store)
+    return pipeline.add_priors_to_job(pipeline.make_worker_job(prepared, run_store), prepared)

@@ -4,7 +4,10 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.training.slots.batch_policy import batch_group, find_obstacle
+from dreambooth_ray.training.slots.shared_batch_rules import (
+    find_shared_batch_obstacle,
+    make_shared_batch_key,
+)
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,15 @@ class SlotPlan:
     obstacles: Mapping[str, str]
 
 
-def plan_slots(configs: Mapping[str, Config]) -> SlotPlan:
+def plan_slot_groups(configs: Mapping[str, Config]) -> SlotPlan:
     """configs: by subject's id, with the model's defaults filled in"""
     ids_by_group: dict[Hashable, list[str]] = {}
     obstacles: dict[str, str] = {}
     for subject_id, config in configs.items():
-        if (obstacle := find_obstacle(config)) is not None:
+        if (obstacle := find_shared_batch_obstacle(config)) is not None:
             obstacles[subject_id] = obstacle
         else:
-            ids_by_group.setdefault(batch_group(config), []).append(subject_id)
+            ids_by_group.setdefault(make_shared_batch_key(config), []).append(subject_id)
     groups = [
         SlotGroup(tuple(ids), max(configs[subject_id].train.lora.rank for subject_id in ids))
         for ids in ids_by_group.values()
@@ -39,7 +42,7 @@ def plan_slots(configs: Mapping[str, Config]) -> SlotPlan:
     return SlotPlan(tuple(groups), obstacles)
 
 
-def divide_slots(num_slots: int, num_workers: int, num_subjects: int) -> list[int]:
+def divide_slots_among_workers(num_slots: int, num_workers: int, num_subjects: int) -> list[int]:
     """Slots of each worker: equal shares, and not many more than there are subjects.
 
     A batch computes all its slots, taken or not. Powers of two, where the subjects are fewer than

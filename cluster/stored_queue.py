@@ -69,7 +69,7 @@ class StoredQueue:
         self._entries: dict[str, FleetEntry] = {}
 
     def __enter__(self) -> "StoredQueue":
-        self._queue.recover(self._lease_s)
+        self._queue.recover_abandoned_work(self._lease_s)
         self._thread.start()
         return self
 
@@ -86,7 +86,7 @@ class StoredQueue:
         """What was claimed here, once each."""
         return list(self._entries.values())
 
-    def get_run(self, entry: FleetEntry) -> PreparedRun:
+    def get_prepared_run(self, entry: FleetEntry) -> PreparedRun:
         """The run of an entry that `next` has returned and that has not ended."""
         run = self._held[entry.id].run
         assert run is not None
@@ -125,32 +125,32 @@ class StoredQueue:
             return None
         while (work := self._queue.claim_next(self._lease_s, self._most_of_owner)) is not None:
             self._num_waiting -= 1
-            entry = self._open_work(work)
+            entry = self._prepare_claimed_work(work)
             if entry is not None:
                 return entry
         self._empty_since_s = now_s
         return None
 
-    def _open_work(self, work: ClaimedWork) -> FleetEntry | None:
+    def _prepare_claimed_work(self, work: ClaimedWork) -> FleetEntry | None:
         """None, and its try is over, if its run can't be opened."""
-        record, start_s = work.record, time.monotonic()
-        entry = FleetEntry(record.id, record.owner, record.priority, "running")
+        work_record, start_s = work.record, time.monotonic()
+        entry = FleetEntry(work_record.id, work_record.owner, work_record.priority, "running")
         if (earlier_entry := self._entries.get(entry.id)) is not None:
             entry.seconds = earlier_entry.seconds
         entry.tries = work.num_failures + 1
         self._entries[entry.id] = entry
-        prepared_run, error = None, None
+        prepared_run, preparation_error = None, None
         try:
-            prepared_run = self._prepare(record)
+            prepared_run = self._prepare(work_record)
         except DreamBoothError as reason:
-            error = reason
+            preparation_error = reason
         with self._lock:
             self._held[entry.id] = _HeldWork(entry, work, prepared_run)
-        if error is None:
+        if preparation_error is None:
             return entry
-        may_retry = not isinstance(error, PERMANENT)
-        seconds = time.monotonic() - start_s
-        self.finish(entry, describe_error(error), seconds, may_retry=may_retry)
+        may_retry = not isinstance(preparation_error, PERMANENT)
+        elapsed_s = time.monotonic() - start_s
+        self.finish(entry, describe_error(preparation_error), elapsed_s, may_retry=may_retry)
         self._say(f"{entry.id}: {entry.state} {entry.note}")
         return None
 
@@ -162,12 +162,12 @@ class StoredQueue:
         if error is not None and may_retry and entry.tries <= self._retries:
             self._give_back(entry, seconds, has_failed=True)
         else:
-            self._end(entry, "done" if error is None else "failed", seconds)
+            self._finish_work(entry, "done" if error is None else "failed", seconds)
 
     def stop(self, entry: FleetEntry, note: str, seconds: float) -> None:
         """As `FleetQueue.stop`."""
         entry.note = note
-        self._end(entry, "stopped", seconds)
+        self._finish_work(entry, "stopped", seconds)
 
     def put_back(self, entry: FleetEntry, seconds: float) -> None:
         """As `FleetQueue.put_back`."""
@@ -176,22 +176,22 @@ class StoredQueue:
     def withdraw(self, entry: FleetEntry, seconds: float) -> None:
         """Work that no batch can have, which only its captions show, fails here."""
         entry.note = "it can't share a batch with others; train it by itself"
-        self._end(entry, "failed", seconds)
+        self._finish_work(entry, "failed", seconds)
 
     def _give_back(self, entry: FleetEntry, seconds: float, *, has_failed: bool) -> None:
         entry.seconds += seconds
         entry.state = "waiting"
         if not self._queue.give_back(self._pop_claim(entry), has_failed=has_failed):
-            self._note_loss(entry)
+            self._note_lost_claim(entry)
 
-    def _end(self, entry: FleetEntry, state: WorkEnd, seconds: float) -> None:
+    def _finish_work(self, entry: FleetEntry, state: WorkEnd, seconds: float) -> None:
         entry.seconds += seconds
         entry.state = "done" if state == "done" else "stopped" if state == "stopped" else "failed"
         if not self._queue.finish(self._pop_claim(entry), state, entry.note):
-            self._note_loss(entry)
+            self._note_lost_claim(entry)
 
     @staticmethod
-    def _note_loss(entry: FleetEntry) -> None:
+    def _note_lost_claim(entry: FleetEntry) -> None:
         entry.state = "waiting"
         entry.note = "another process has taken it over: storage had not heard of this one in time"
 
@@ -202,15 +202,15 @@ class StoredQueue:
             return self._held.pop(entry.id).work
 
     def _maintain_claims(self) -> None:
-        renewal_check = ErrorTolerantCheck("renewing claims", self._say)
-        cancel_check = ErrorTolerantCheck("looking for cancelled work", self._say)
+        claim_renewal_check = ErrorTolerantCheck("renewing claims", self._say)
+        cancelled_work_check = ErrorTolerantCheck("looking for cancelled work", self._say)
         renew_every_s = self._lease_s / _RENEWALS_A_LEASE
         renewed_at_s = time.monotonic()
         while not self._ended.wait(min(self._interval_s, renew_every_s)):
-            cancel_check.run(self._stop_cancelled)
+            cancelled_work_check.run(self._stop_cancelled)
             if time.monotonic() - renewed_at_s >= renew_every_s:
                 renewed_at_s = time.monotonic()
-                renewal_check.run(self._renew)
+                claim_renewal_check.run(self._renew)
 
     def _stop_cancelled(self) -> None:
         for work_id in self._queue.list_cancelled():
@@ -224,5 +224,5 @@ class StoredQueue:
             works = [held_work.work for held_work in self._held.values()]
         for work in works:
             self._queue.renew(work)
-        if self._queue.recover(self._lease_s):
+        if self._queue.recover_abandoned_work(self._lease_s):
             self._empty_since_s = None

@@ -23,7 +23,7 @@ class SlotWorkerHandle(Protocol):
     num_slots: int
 
     @property
-    def has_room(self) -> bool:
+    def has_started(self) -> bool:
         """Whether its process has been started, ready or not."""
 
     def add(self, job: WorkerJob | None) -> None:
@@ -81,7 +81,7 @@ class WorkerBounds:
         return cls(shares, len(shares))
 
     @property
-    def is_fixed(self) -> bool:
+    def is_number_fixed(self) -> bool:
         """Whether all stay, whatever waits."""
         return self.fewest >= len(self.shares)
 
@@ -128,14 +128,18 @@ class WorkerPool:
         """The worker of a handle."""
         return next(worker for worker in self._workers if worker.handle is handle)
 
-    def find_free(self) -> PoolWorker | None:
+    def find_free_worker(self) -> PoolWorker | None:
         """The one to hand the next subject to, if any has a free slot.
 
         Where all stay, the one with most room. Else the one with least: others may leave.
         """
         free_workers = [worker for worker in self._workers if worker.num_free > 0]
-        choose = max if self._bounds.is_fixed else min
-        return choose(free_workers, key=lambda worker: worker.num_free) if free_workers else None
+        choose_worker = max if self._bounds.is_number_fixed else min
+        return (
+            choose_worker(free_workers, key=lambda worker: worker.num_free)
+            if free_workers
+            else None
+        )
 
     def scale(self, count_waiting: Callable[[int], int], *, is_over: bool) -> None:
         """After subjects were handed out: start workers for those that wait, end idle ones.
@@ -143,31 +147,39 @@ class WorkerPool:
         count_waiting: subjects that wait, up to so many; asked where workers might be started
         is_over: whether none waits or is being trained
         """
-        num_needed = self._bounds.fewest if is_over else max(1, self._bounds.fewest)
-        if self.find_free() is None and not is_over:
-            num_needed = max(num_needed, self._count_needed(count_waiting))
-        while len(self._workers) < num_needed:
-            self._add(self._free_shares.pop())
-        self._end_idle(num_needed)
+        num_needed_workers = self._bounds.fewest if is_over else max(1, self._bounds.fewest)
+        if self.find_free_worker() is None and not is_over:
+            num_needed_workers = max(num_needed_workers, self._count_needed(count_waiting))
+        while len(self._workers) < num_needed_workers:
+            self._start_worker(self._free_shares.pop())
+        self._end_idle(num_needed_workers)
 
     def _count_needed(self, count_waiting: Callable[[int], int]) -> int:
         if not self._free_shares:
             return len(self._workers)
         num_taken = sum(worker.num_taken for worker in self._workers)
-        num_waiting = count_waiting(sum(self._bounds.shares))
-        return self._bounds.count_needed(num_taken + num_waiting)
+        num_subjects = num_taken + count_waiting(sum(self._bounds.shares))
+        num_workers = len(self._workers)
+        num_slots = sum(worker.handle.num_slots for worker in self._workers)
+        if num_slots >= num_subjects:
+            return self._bounds.count_needed(num_subjects)
+        # Those that are there need not be the largest: the one that is idle leaves.
+        for num_more_slots in reversed(self._free_shares):
+            if num_slots < num_subjects:
+                num_workers, num_slots = num_workers + 1, num_slots + num_more_slots
+        return num_workers
 
-    def _add(self, num_slots: int) -> None:
+    def _start_worker(self, num_slots: int) -> None:
         if not self._workers:
             self._had_room_s = self._clock()
         self._workers.append(PoolWorker(self._start(num_slots), self._clock()))
-        if not self._bounds.is_fixed:
+        if not self._bounds.is_number_fixed:
             self._say(f"a worker of {num_slots} slots is started, of now {len(self._workers)}")
 
-    def _end_idle(self, num_needed: int) -> None:
+    def _end_idle(self, num_needed_workers: int) -> None:
         # First those that have not even started.
         for worker in sorted(self._workers, key=lambda worker: worker.is_ready):
-            if len(self._workers) <= num_needed:
+            if len(self._workers) <= num_needed_workers:
                 return
             idle_s = self._clock() - worker.idle_since_s
             if not worker.entries and idle_s >= self._bounds.idle_s:
@@ -191,10 +203,10 @@ class WorkerPool:
         """A subject was trained further: what was lost before was not in vain."""
         self._num_lost = 0
 
-    def check_room(self) -> None:
+    def check_worker_started(self) -> None:
         """raises: CapacityError if no worker has found room in time; one is enough to go on"""
         now_s, wait_s = self._clock(), self._cluster.wait_s
-        if any(worker.is_ready or worker.handle.has_room for worker in self._workers):
+        if any(worker.is_ready or worker.handle.has_started for worker in self._workers):
             self._had_room_s = now_s
         elif now_s - self._had_room_s > wait_s:
             raise CapacityError(

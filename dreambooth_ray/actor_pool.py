@@ -94,7 +94,7 @@ class ActorPool(Generic[_Result]):
                 )
                 self._idle.remove(actor)
         ready_refs, _ = ray.wait(list(self._tasks), num_returns=1, timeout=0.5)
-        self._check_alive()
+        self._check_enough_actors()
         for ref in ready_refs:
             task = self._tasks.pop(ref)
             is_done, result = self._collect_result(ref, task)
@@ -175,7 +175,7 @@ class ActorPool(Generic[_Result]):
                 f"{self._words.work} {failed_work} failed {MAX_ERRORS} times: {error.cause!r}"
             ) from error
 
-    def _check_alive(self) -> None:
+    def _check_enough_actors(self) -> None:
         """Give up if too few actors start, or none comes back: the cluster has no room."""
         is_working = any(task.number is not None for task in self._tasks.values())
         if self._num_ready >= self._min_actors and (self._idle or is_working):

@@ -15,7 +15,7 @@ from dreambooth_ray.imports import pause_garbage_collection
 
 if TYPE_CHECKING:
     from dreambooth_ray.adapters.adapter_source import LocalAdapter
-    from dreambooth_ray.adapters.rank_report import RankReport
+    from dreambooth_ray.adapters.rank_cut_report import RankCutReport
 
 _TARGETS = ("bundle", "model")
 
@@ -28,7 +28,7 @@ def merge(
     into: str = "bundle",
     rank: int | None = None,
     half: bool = False,
-) -> "RankReport | None":
+) -> "RankCutReport | None":
     """Write the weighted sum of adapters; returns what the rank costs, None for a model.
 
     sources: each a file of any trainer or a run, with its weight, as "style.safetensors:0.8"
@@ -45,21 +45,26 @@ def merge(
     if rank is not None and into == "model":
         raise ConfigError("--rank is for --into bundle; a model takes the whole sum")
     _check_rank(rank)
-    out_folder = _check_out(out)
-    base_uri, adapters = _locate_sources(sources, base, into)
+    out_folder = _check_output_path(out)
+    base_model_uri, adapters = _locate_sources(sources, base, into)
     with pause_garbage_collection():
-        from dreambooth_ray.bundles.merged_adapters import merge_into_bundle, merge_into_model
+        from dreambooth_ray.bundles.merged_adapters import (
+            merge_into_adapter_bundle,
+            merge_into_model,
+        )
         from dreambooth_ray.models.components import quiet_libraries
 
     quiet_libraries()
-    base_folder = model_directory(base_uri, "--base")
+    base_folder = model_directory(base_model_uri, "--base")
     if into == "model":
         merge_into_model(adapters, base_folder, out_folder, half=half)
         return None
-    return merge_into_bundle(adapters, (base_uri, base_folder), out_folder, rank=rank, half=half)
+    return merge_into_adapter_bundle(
+        adapters, (base_model_uri, base_folder), out_folder, rank=rank, half=half
+    )
 
 
-def resize(source: str, out: str | Path, *, rank: int) -> "RankReport":
+def resize(source: str, out: str | Path, *, rank: int) -> "RankCutReport":
     """Write an adapter at a lower rank; returns what that costs, as relative Frobenius norms.
 
     source: a .safetensors file of any trainer, a folder of peft's, or a run
@@ -69,18 +74,20 @@ def resize(source: str, out: str | Path, *, rank: int) -> "RankReport":
     from dreambooth_ray.adapters.adapter_source import AdapterSource, locate_adapter
 
     _check_rank(rank)
-    out_path = _check_out(out)
-    adapter = locate_adapter(AdapterSource(source), "SOURCE")
-    if adapter.path.is_file() != (out_path.suffix == ".safetensors"):
-        path_requirement = "end in .safetensors" if adapter.path.is_file() else "be a folder"
+    out_path = _check_output_path(out)
+    located_adapter = locate_adapter(AdapterSource(source), "SOURCE")
+    if located_adapter.path.is_file() != (out_path.suffix == ".safetensors"):
+        path_requirement = (
+            "end in .safetensors" if located_adapter.path.is_file() else "be a folder"
+        )
         raise ConfigError(
             f"--out={str(out_path)!r} must {path_requirement}, as SOURCE={source!r} does"
         )
     with pause_garbage_collection():
-        from dreambooth_ray.bundles.resize import resize_adapter
+        from dreambooth_ray.bundles.rank_resizing import resize_adapter
 
     try:
-        return resize_adapter(adapter, rank, out_path)
+        return resize_adapter(located_adapter, rank, out_path)
     except ConfigError as error:
         raise ConfigError(f"SOURCE={source!r}: {error}") from error
 
@@ -99,15 +106,18 @@ def _locate_sources(
     if not sources:
         raise ConfigError("SOURCE is not given; name at least one adapter")
     located_adapters = (locate_adapter(AdapterSource.parse(text), "SOURCE") for text in sources)
-    base_uri = base or next((adapter.base[0] for adapter in located_adapters if adapter.base), "")
-    if not base_uri:
+    base_model_uri = base or next(
+        (adapter.base[0] for adapter in located_adapters if adapter.base), ""
+    )
+    if not base_model_uri:
         raise ConfigError("--base is not given, and no source is a run that knows its base model")
-    outline = model_outline(base_uri, "--base")
-    if into == "bundle" and adapted_base(outline):
+    base_model_outline = model_outline(base_model_uri, "--base")
+    if into == "bundle" and adapted_base(base_model_outline):
         raise ConfigError(
-            f"--base={base_uri!r} is itself made of adapters; give it as a source, or --into model"
+            f"--base={base_model_uri!r} is itself made of adapters; give it as a source, or --into "
+            "model"
         )
-    return base_uri, locate_adapters(sources, outline, "SOURCE")
+    return base_model_uri, locate_adapters(sources, base_model_outline, "SOURCE")
 
 
 def _check_rank(rank: int | None) -> None:
@@ -115,9 +125,9 @@ def _check_rank(rank: int | None) -> None:
         raise ConfigError(f"--rank={rank} must be at least 1")
 
 
-def _check_out(out: str | Path) -> Path:
-    from dreambooth_ray.bundles.new_path import check_new
+def _check_output_path(out: str | Path) -> Path:
+    from dreambooth_ray.bundles.new_path import check_path_is_new
 
     out_path = Path(out).expanduser()
-    check_new(out_path)
+    check_path_is_new(out_path)
     return out_path

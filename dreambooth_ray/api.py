@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.evaluation_request import (
-    build_evaluation_case,
     load_evaluation_protocol,
     make_session_config,
+    parse_evaluated_model,
     read_local_run_config,
 )
 from dreambooth_ray.imports import pause_garbage_collection
@@ -40,27 +40,29 @@ def train(
     force: go on though the run's configuration was another
     raises: DreamBoothError; ConfigError names the key at fault
     """
-    from cluster.session import check_address
+    from cluster.session import check_run_cluster_address
     from dreambooth_ray.display import QuietDisplay, TrainingDisplay
     from dreambooth_ray.preparation import fit_into_memory, prepare_run
     from dreambooth_ray.runs import is_finished, open_run
-    from dreambooth_ray.storage.catalog import publish_run
+    from dreambooth_ray.storage.version_catalog import publish_run
 
-    config = _load_config(recipe, list(overrides))
-    display = QuietDisplay() if quiet else TrainingDisplay()
-    check_address(config)
-    prepared_run = fit_into_memory(prepare_run(config, display), display.say)
-    run = open_run(prepared_run.config, force, prepared_run.inputs, display.say, requested=config)
-    display.say(f"run {run.uri}")
-    if not is_finished(run):
-        with _ray_for(prepared_run.config, _import_pipeline, imports_ahead=True):
+    config = _load_recipe_config(recipe, list(overrides))
+    training_display = QuietDisplay() if quiet else TrainingDisplay()
+    check_run_cluster_address(config)
+    prepared_run = fit_into_memory(prepare_run(config, training_display), training_display.say)
+    run_store = open_run(
+        prepared_run.config, force, prepared_run.inputs, training_display.say, requested=config
+    )
+    training_display.say(f"run {run_store.uri}")
+    if not is_finished(run_store):
+        with _connect_ray(prepared_run.config, _import_training_pipeline, imports_ahead=True):
             from dreambooth_ray import pipeline
 
-            pipeline.train(prepared_run, run, display)
+            pipeline.train(prepared_run, run_store, training_display)
     else:
         # Its process may have ended between the bundle and this.
-        publish_run(run)
-    return run.uri
+        publish_run(run_store)
+    return run_store.uri
 
 
 def generate(
@@ -92,30 +94,32 @@ def generate(
 
     adapters = locate_adapters(loras, model_outline(str(model), "MODEL"), "loras")
     with pause_garbage_collection():
-        from dreambooth_ray.display import Stage
+        from dreambooth_ray.display import ProgressStage
         from dreambooth_ray.generation import (
-            find_prompt,
-            list_adapter_uses,
+            build_adapter_uses,
             load_adapters,
             open_engine,
-            resolve_directory,
+            resolve_model_directory,
+            resolve_prompt,
         )
         from dreambooth_ray.sampling.request import Request
 
-    model_folder = resolve_directory(str(model))
-    prompt_text = find_prompt(prompt, model_folder, str(model))
+    model_folder = resolve_model_directory(str(model))
+    prompt_text = resolve_prompt(prompt, model_folder, str(model))
     try:
-        adapter_uses = list_adapter_uses(adapters)
-        requests = [
+        adapter_uses = build_adapter_uses(adapters)
+        image_requests = [
             Request(prompt_text, seed + index, adapters=adapter_uses, **settings)
             for index in range(num_images)
         ]
     except TypeError as error:
         raise ConfigError(f"generate: {error}; see sampling.request.Request") from error
-    engine = open_engine(model_folder, device, dtype)
-    load_adapters(engine, adapters)
-    outputs = engine.sample(requests, None if quiet else Stage("images"))
-    return [output.image for output in outputs]
+    sampling_engine = open_engine(model_folder, device, dtype)
+    load_adapters(sampling_engine, adapters)
+    image_outputs = sampling_engine.sample(
+        image_requests, None if quiet else ProgressStage("images")
+    )
+    return [image_output.image for image_output in image_outputs]
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,8 @@ def evaluate(
     from dreambooth_ray.models.model_directory import model_outline
 
     model_outline(str(model), "MODEL")
-    from dreambooth_ray.display import Stage
-    from dreambooth_ray.evaluation.checkpoint_follower import plot_run
+    from dreambooth_ray.display import ProgressStage
+    from dreambooth_ray.evaluation.checkpoint_follower import plot_run_front
     from dreambooth_ray.evaluation.model_evaluation import REPORT, RESULTS, evaluate_model
     from dreambooth_ray.storage import paths
     from dreambooth_ray.storage.store import Store
@@ -164,27 +168,27 @@ def evaluate(
     loaded_protocol = load_evaluation_protocol(protocol, dino, clip)
     run_config = read_local_run_config(model_uri)
     photo_folder = str(photos) or (run_config.subject.photos if run_config else "")
-    evaluation_case = build_evaluation_case(model_uri, photo_folder, identifier, class_noun)
+    model_to_evaluate = parse_evaluated_model(model_uri, photo_folder, identifier, class_noun)
     evaluations_store = Store(
         str(out) or (f"{model_uri}/{paths.EVALUATIONS}" if run_config else "out/evaluations")
     )
     evaluations_store.check_writable()
-    with _ray_for(make_session_config(actors, gpus, address)):
+    with _connect_ray(make_session_config(actors, gpus, address)):
         results_store = evaluate_model(
-            evaluation_case,
+            model_to_evaluate,
             loaded_protocol,
             evaluations_store,
             actors=actors,
             gpu=gpus,
-            on_progress=(lambda *_: None) if quiet else Stage("evaluation"),
-            front=plot_run(Store(model_uri), run_config.choice) if run_config else None,
+            on_progress=(lambda *_: None) if quiet else ProgressStage("evaluation"),
+            front=plot_run_front(Store(model_uri), run_config.choice) if run_config else None,
         )
-    totals = json.loads(results_store.read(RESULTS))["totals"]
-    value_by_measure = {name: score["value"] for name, score in totals.items()}
+    score_totals = json.loads(results_store.read(RESULTS))["totals"]
+    value_by_measure = {name: score["value"] for name, score in score_totals.items()}
     return Evaluation(results_store.uri, f"{results_store.uri}/{REPORT}", value_by_measure)
 
 
-def evaluate_together(
+def evaluate_pairs(
     run: str | Path,
     protocol: str = "dreambench",
     *,
@@ -202,7 +206,7 @@ def evaluate_together(
     returns: totals are by pair, measure and subject
     raises: ConfigError, DataError, DreamBoothError
     """
-    from dreambooth_ray.display import Stage
+    from dreambooth_ray.display import ProgressStage
     from dreambooth_ray.evaluation import subject_pairs
     from dreambooth_ray.models.model_directory import model_directory
     from dreambooth_ray.storage import paths
@@ -216,7 +220,7 @@ def evaluate_together(
     model_folder = model_directory(str(run), key="MODEL")
     evaluations_store = Store(str(out) or f"{run}/{paths.EVALUATIONS}")
     evaluations_store.check_writable()
-    with _ray_for(make_session_config(actors, gpus, address)):
+    with _connect_ray(make_session_config(actors, gpus, address)):
         results_store = subject_pairs.evaluate_subject_pairs(
             model_folder,
             subjects,
@@ -225,10 +229,12 @@ def evaluate_together(
             size_px=config.train.side_px,
             actors=actors,
             gpu=gpus,
-            on_progress=(lambda *_: None) if quiet else Stage("evaluation"),
+            on_progress=(lambda *_: None) if quiet else ProgressStage("evaluation"),
         )
-    totals = json.loads(results_store.read(subject_pairs.RESULTS))["totals"]
-    return Evaluation(results_store.uri, f"{results_store.uri}/{subject_pairs.REPORT}", totals)
+    score_totals = json.loads(results_store.read(subject_pairs.RESULTS))["totals"]
+    return Evaluation(
+        results_store.uri, f"{results_store.uri}/{subject_pairs.REPORT}", score_totals
+    )
 
 
 def export(
@@ -245,14 +251,14 @@ def export(
     from dreambooth_ray.models.model_directory import model_outline
 
     model_outline(str(run), "RUN")
-    from dreambooth_ray.bundles.formats import export_run
+    from dreambooth_ray.bundles.export_formats import export_run
     from dreambooth_ray.models.components import quiet_libraries
 
     quiet_libraries()
     return export_run(str(run), format, Path(out).expanduser(), half)
 
 
-def _load_config(recipe: str | Path | Config, overrides: list[str]) -> Config:
+def _load_recipe_config(recipe: str | Path | Config, overrides: list[str]) -> Config:
     from dreambooth_ray.config.load import load_config, override_config
 
     if not isinstance(recipe, Config):
@@ -260,7 +266,7 @@ def _load_config(recipe: str | Path | Config, overrides: list[str]) -> Config:
     return override_config(recipe, overrides) if overrides else recipe
 
 
-def _ray_for(
+def _connect_ray(
     config: Config, meanwhile: Callable[[], object] = lambda: None, *, imports_ahead: bool = False
 ) -> AbstractContextManager[None]:
     """Ray as `session` has it; who has connected to one already keeps that."""
@@ -272,6 +278,6 @@ def _ray_for(
     return session(config, meanwhile, imports_ahead=imports_ahead)
 
 
-def _import_pipeline() -> None:
+def _import_training_pipeline() -> None:
     with pause_garbage_collection():
         import dreambooth_ray.pipeline  # noqa: F401

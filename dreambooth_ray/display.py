@@ -27,7 +27,7 @@ LINE_INTERVAL_S = 5.0
 _REMOTE_INTERVAL_S = 15.0
 
 
-class Meter(Protocol):
+class ProgressMeter(Protocol):
     """Shows one stage."""
 
     def show(self, step: int, text: str) -> None:
@@ -40,10 +40,10 @@ class QuietDisplay:
     def say(self, text: str) -> None:
         """Nothing."""
 
-    def show_priors(self, num_done: int, total: int) -> None:
+    def show_prior_progress(self, num_done: int, total: int) -> None:
         """Nothing."""
 
-    def show_training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
+    def show_training_progress(self, run: Store, config: Config, work: Callable[[], None]) -> None:
         """Do `work`."""
         work()
 
@@ -60,49 +60,65 @@ class TrainingDisplay:
         """One line for the person."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def show_priors(self, num_done: int, total: int) -> None:
+    def show_prior_progress(self, num_done: int, total: int) -> None:
         """Class images so far."""
         self._priors(num_done, total)
 
-    def show_training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
+    def show_training_progress(self, run: Store, config: Config, work: Callable[[], None]) -> None:
         """Do `work` while a thread shows what the run's metrics say."""
-        is_over = threading.Event()
-        thread = threading.Thread(
-            target=self._show_metrics, args=(run, config, is_over), daemon=True
+        training_ended = threading.Event()
+        metrics_thread = threading.Thread(
+            target=self._show_metrics, args=(run, config, training_ended), daemon=True
         )
         self.say(f"training {config.train.steps} steps on {describe_workers(config)}")
-        thread.start()
+        metrics_thread.start()
         try:
             work()
         finally:
-            is_over.set()
-            thread.join()
+            training_ended.set()
+            metrics_thread.join()
 
-    def _show_metrics(self, run: Store, config: Config, is_over: threading.Event) -> None:
-        interval_s = 0.5 if run.is_local else _REMOTE_INTERVAL_S
+    def _show_metrics(self, run: Store, config: Config, training_ended: threading.Event) -> None:
+        poll_interval_s = 0.5 if run.is_local else _REMOTE_INTERVAL_S
         if self._console.is_terminal:
             with self._board.show_during() as progress:
                 self._poll_metrics(
-                    run, config, is_over, interval_s, _BarMeter(progress, config.train.steps)
+                    run,
+                    config,
+                    training_ended,
+                    poll_interval_s,
+                    _BarMeter(progress, config.train.steps),
                 )
         else:
             self._poll_metrics(
-                run, config, is_over, interval_s, _LineMeter(self.say, config.train.steps)
+                run,
+                config,
+                training_ended,
+                poll_interval_s,
+                _LineMeter(self.say, config.train.steps),
             )
 
     def _poll_metrics(
-        self, run: Store, config: Config, is_over: threading.Event, interval_s: float, meter: Meter
+        self,
+        run: Store,
+        config: Config,
+        training_ended: threading.Event,
+        poll_interval_s: float,
+        meter: ProgressMeter,
     ) -> None:
-        image_rate, follower = ImageRate(), MetricsFollower(run)
+        image_rate, metrics_follower = ImageRate(), MetricsFollower(run)
         while True:
-            is_last = is_over.wait(interval_s)
-            latest_metrics = follower.read_latest()
+            is_last_poll = training_ended.wait(poll_interval_s)
+            latest_metrics = metrics_follower.read_latest_metrics()
             if latest_metrics is not None:
-                images_s = image_rate.update(time.monotonic(), latest_metrics["images_seen"])
-                meter.show(
-                    latest_metrics["step"], describe_step(latest_metrics, images_s, config.prior)
+                images_per_second = image_rate.update(
+                    time.monotonic(), latest_metrics["images_seen"]
                 )
-            if is_last:
+                meter.show(
+                    latest_metrics["step"],
+                    describe_step_losses(latest_metrics, images_per_second, config.prior),
+                )
+            if is_last_poll:
                 return
 
 
@@ -117,21 +133,21 @@ def describe_workers(config: Config) -> str:
     )
 
 
-def describe_step(record: dict[str, Any], images_s: float, prior: PriorConfig) -> str:
+def describe_step_losses(record: dict[str, Any], images_s: float, prior: PriorConfig) -> str:
     """The loss and its parts, with their weights, and the speed, as text."""
     # By what a record has: a run may have gone on with another prior.kind.
     loss_weights = {"class": prior.weight, "output": prior.output_weight}
     is_output_preservation = prior.kind == "output" and "output_loss" not in record
-    losses = {"output" if is_output_preservation else "class": record["prior_loss"]}
+    losses_by_name = {"output" if is_output_preservation else "class": record["prior_loss"]}
     if "output_loss" in record:
-        losses["output"] = record["output_loss"]
-    loss_texts = [f"subject {record['instance_loss']:.4f}"]
-    for loss_name, loss in losses.items():
+        losses_by_name["output"] = record["output_loss"]
+    loss_terms = [f"subject {record['instance_loss']:.4f}"]
+    for loss_name, loss in losses_by_name.items():
         loss_weight = loss_weights[loss_name]
-        loss_texts.append(
+        loss_terms.append(
             f"{'' if loss_weight == 1 else f'{loss_weight:g} x '}{loss_name} {loss:.4f}"
         )
-    return f"loss {record['loss']:.4f} = {' + '.join(loss_texts)}, {images_s:.1f} images/s"
+    return f"loss {record['loss']:.4f} = {' + '.join(loss_terms)}, {images_s:.1f} images/s"
 
 
 class ImageRate:
@@ -144,8 +160,8 @@ class ImageRate:
         """Mean rate up to now; 0 at the first update, and starts anew after a rewind."""
         if self._first is None or images < self._first[1]:
             self._first = at_s, images
-        started_s, first_images = self._first
-        return (images - first_images) / (at_s - started_s) if at_s > started_s else 0.0
+        started_s, first_image_count = self._first
+        return (images - first_image_count) / (at_s - started_s) if at_s > started_s else 0.0
 
 
 class _BarMeter:
@@ -178,15 +194,15 @@ class _LineMeter:
             return
         self._printed_at_s, self._shown = now_s, step
         started_s, first_step = self._first
-        time_left = self._format_time_left(step, step - first_step, now_s - started_s)
-        self._say(f"step {step}/{self._total} {text}{time_left}")
+        time_left_text = self._format_time_left(step, step - first_step, now_s - started_s)
+        self._say(f"step {step}/{self._total} {text}{time_left_text}")
 
     def _format_time_left(self, step: int, num_steps: int, seconds: float) -> str:
         """Nothing until a step has been timed."""
         return f", {(self._total - step) * seconds / num_steps:.0f} s left" if num_steps else ""
 
 
-def _make_progress(console: Console) -> Progress:
+def _make_progress_bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.completed}/{task.total}"),
         BarColumn(),
@@ -202,17 +218,17 @@ class ProgressBoard:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._bars = _make_progress(console)
+        self._bars = _make_progress_bar(console)
         self._users, self._lock = 0, threading.Lock()
 
     @contextmanager
     def show_during(self) -> Iterator[Progress]:
         """The bars, shown for the length of the block."""
-        bars = self.show()
+        progress = self.show()
         try:
-            yield bars
+            yield progress
         finally:
-            self.hide_when_unused()
+            self.stop_bars_when_unused()
 
     def show(self) -> Progress:
         """Show the bars until `release`."""
@@ -221,19 +237,19 @@ class ProgressBoard:
             self._bars.start()
         return self._bars
 
-    def hide_when_unused(self) -> None:
+    def stop_bars_when_unused(self) -> None:
         """Leave the bars as they stand once nobody uses them."""
         with self._lock:
             self._users -= 1
             if not self._users:
                 self._bars.stop()
 
-    def add_stage(self, label: str) -> "Stage":
+    def add_stage(self, label: str) -> "ProgressStage":
         """A stage that is shown among the others."""
-        return Stage(label, self)
+        return ProgressStage(label, self)
 
 
-class Stage:
+class ProgressStage:
     """Progress of a stage of known length: a bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, label: str, board: ProgressBoard | None = None) -> None:
@@ -247,10 +263,10 @@ class Stage:
             self._board.console.print(f"{self._label} {num_done}/{total}", markup=False)
             return
         if self._task is None:
-            bars = self._board.show()
-            self._task = bars, bars.add_task(self._label, total=total)
-        bars, task = self._task
-        bars.update(task, completed=num_done)
+            progress = self._board.show()
+            self._task = progress, progress.add_task(self._label, total=total)
+        progress, progress_task = self._task
+        progress.update(progress_task, completed=num_done)
         if num_done >= total:
-            self._board.hide_when_unused()
+            self._board.stop_bars_when_unused()
             self._task = None

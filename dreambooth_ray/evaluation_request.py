@@ -7,20 +7,20 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dreambooth_ray.evaluation.model_evaluation import EvaluationCase
-    from dreambooth_ray.evaluation.protocol import Protocol
+    from dreambooth_ray.evaluation.model_evaluation import EvaluatedModel
+    from dreambooth_ray.evaluation.protocol import EvaluationProtocol
 
 # ruff: noqa: PLC0415
 
 
-def load_evaluation_protocol(name: str, dino: str, clip: str) -> "Protocol":
+def load_evaluation_protocol(name: str, dino: str, clip: str) -> "EvaluationProtocol":
     """The protocol, with other encoders where they are given."""
     from dreambooth_ray.evaluation.protocol import load_protocol
 
     protocol = load_protocol(name)
-    encoder_names = {"dino": dino} if dino else {}
-    encoder_names |= {"clip_i": clip, "clip_t": clip} if clip else {}
-    encoders = protocol.encoders.model_copy(update=encoder_names)
+    encoder_overrides = {"dino": dino} if dino else {}
+    encoder_overrides |= {"clip_i": clip, "clip_t": clip} if clip else {}
+    encoders = protocol.encoders.model_copy(update=encoder_overrides)
     return protocol.model_copy(update={"encoders": encoders})
 
 
@@ -30,21 +30,21 @@ def read_local_run_config(model: str) -> Config | None:
     from dreambooth_ray.storage import paths
     from dreambooth_ray.storage.store import Store
 
-    folder = Path(model).expanduser()
-    if not (folder / paths.CONFIG).is_file():
+    run_folder = Path(model).expanduser()
+    if not (run_folder / paths.CONFIG).is_file():
         return None
-    return read_run_config(Store(str(folder)))
+    return read_run_config(Store(str(run_folder)))
 
 
-def build_evaluation_case(
+def parse_evaluated_model(
     model: str, photos: str, identifier: str, class_noun: str
-) -> "EvaluationCase":
+) -> "EvaluatedModel":
     """What to evaluate; the bundle says what the caller does not.
 
     raises: ConfigError naming the option that neither gives, DataError for photographs
     """
     from dreambooth_ray.bundles.bundle import read_bundle_metadata
-    from dreambooth_ray.evaluation.model_evaluation import build_case
+    from dreambooth_ray.evaluation.model_evaluation import build_evaluated_model
     from dreambooth_ray.models.model_directory import model_directory
 
     directory = model_directory(model, key="MODEL")
@@ -54,11 +54,11 @@ def build_evaluation_case(
         "--identifier": identifier or bundle_metadata.get("identifier", ""),
         "--class-noun": class_noun or bundle_metadata.get("class_noun", ""),
     }
-    for option, value in values_by_option.items():
-        if not value:
-            raise ConfigError(f"{option} is not given, and {model} does not know it; give it")
+    for option_name, option_value in values_by_option.items():
+        if not option_value:
+            raise ConfigError(f"{option_name} is not given, and {model} does not know it; give it")
     size_px = int(bundle_metadata["resolution"]) if "resolution" in bundle_metadata else None
-    return build_case(
+    return build_evaluated_model(
         directory,
         Path(photos).expanduser(),
         values_by_option["--identifier"],
@@ -73,6 +73,8 @@ def make_session_config(actors: int, gpus: bool, address: str) -> Config:
     from dreambooth_ray.config.prior import PriorConfig
     from dreambooth_ray.config.training import SubjectConfig
 
-    subject = SubjectConfig(photos=".", class_noun="any")  # of no matter to a session
-    cluster = ClusterConfig(address=address or None, gpus=gpus)
-    return Config(subject=subject, prior=PriorConfig(actors=actors), cluster=cluster)
+    placeholder_subject = SubjectConfig(photos=".", class_noun="any")  # of no matter to a session
+    cluster_config = ClusterConfig(address=address or None, gpus=gpus)
+    return Config(
+        subject=placeholder_subject, prior=PriorConfig(actors=actors), cluster=cluster_config
+    )

@@ -20,7 +20,7 @@ from dreambooth_ray.sampling.request import Request, png_receipt
 from dreambooth_ray.sampling.request_handle import SampleOutput
 
 
-def generate_files(
+def generate_image_files(
     model: str,
     out: Path,
     *,
@@ -47,9 +47,9 @@ def generate_files(
     on_progress(done, total) is called in images
     raises: ConfigError, DataError, StorageError
     """
-    directory = resolve_directory(model)
-    prompt = find_prompt(prompt, directory, model)
-    requests = [
+    directory = resolve_model_directory(model)
+    prompt = resolve_prompt(prompt, directory, model)
+    sampling_requests = [
         Request(
             prompt,
             seed + index,
@@ -60,7 +60,7 @@ def generate_files(
             image=read_photograph(image) if image else None,
             mask=read_photograph(mask) if mask else None,
             strength=strength,
-            adapters=list_adapter_uses(adapters),
+            adapters=build_adapter_uses(adapters),
         )
         for index in range(num_images)
     ]
@@ -70,11 +70,11 @@ def generate_files(
         raise StorageError(f"--out={str(out)!r} can't be made: {error}; choose another") from error
     engine = open_engine(directory, device, dtype)
     load_adapters(engine, adapters)
-    outputs = engine.sample(requests, on_progress)
-    paths = _save_images(outputs, directory, out)
+    sample_outputs = engine.sample(sampling_requests, on_progress)
+    image_paths = _save_images(sample_outputs, directory, out)
     if grid:
-        paths.append(_save_grid([output.image for output in outputs], out))
-    return paths
+        image_paths.append(_save_grid([sample.image for sample in sample_outputs], out))
+    return image_paths
 
 
 def open_engine(directory: Path, device: str = "auto", dtype: str = "auto") -> Engine:
@@ -85,7 +85,7 @@ def open_engine(directory: Path, device: str = "auto", dtype: str = "auto") -> E
     return Engine(directory, device=str(chosen_device), dtype=chosen_dtype)
 
 
-def list_adapter_uses(adapters: Sequence[LocalAdapter]) -> tuple[AdapterUse, ...]:
+def build_adapter_uses(adapters: Sequence[LocalAdapter]) -> tuple[AdapterUse, ...]:
     """As a request names adapters that `load_adapters` has loaded."""
     return tuple(AdapterUse(adapter.name, adapter.weight) for adapter in adapters)
 
@@ -96,12 +96,12 @@ def load_adapters(engine: Engine, adapters: Sequence[LocalAdapter]) -> None:
         engine.add_adapter(adapter.name, adapter.path)
 
 
-def resolve_directory(model: str) -> Path:
+def resolve_model_directory(model: str) -> Path:
     """Where the model of a path or URI lies; raises ConfigError, CheckpointError."""
     return model_directory(model, key="MODEL")
 
 
-def find_prompt(prompt: str, directory: Path, model: str) -> str:
+def resolve_prompt(prompt: str, directory: Path, model: str) -> str:
     """The prompt, or the bundle's own; raises ConfigError naming `model` if there is none."""
     prompt_text = prompt.strip() or read_bundle_metadata(directory).get("prompt", "")
     if not prompt_text:
@@ -109,17 +109,17 @@ def find_prompt(prompt: str, directory: Path, model: str) -> str:
     return prompt_text
 
 
-def _save_images(outputs: list[SampleOutput], directory: Path, out: Path) -> list[Path]:
+def _save_images(sample_outputs: list[SampleOutput], directory: Path, out: Path) -> list[Path]:
     """One file an image, with its receipt."""
-    weights_hash, paths = model_hash(directory), []
-    for output in outputs:
-        paths.append(out / f"{output.request.seed:06d}.png")
-        receipt = png_receipt(output.request, model=directory.name, model_hash=weights_hash)
-        output.image.save(paths[-1], pnginfo=receipt)
-    return paths
+    weights_hash, image_paths = model_hash(directory), []
+    for sample in sample_outputs:
+        image_paths.append(out / f"{sample.request.seed:06d}.png")
+        png_metadata = png_receipt(sample.request, model=directory.name, model_hash=weights_hash)
+        sample.image.save(image_paths[-1], pnginfo=png_metadata)
+    return image_paths
 
 
-def parse_size(text: str) -> tuple[int, int] | None:
+def parse_image_size(text: str) -> tuple[int, int] | None:
     """(width, height) from "512x768"; None from nothing; raises ConfigError for others."""
     if not text:
         return None
@@ -130,6 +130,6 @@ def parse_size(text: str) -> tuple[int, int] | None:
 
 
 def _save_grid(images: list[Image.Image], out: Path) -> Path:
-    path = out / "grid.png"
-    arrange(images, columns=min(len(images), max(2, round(len(images) ** 0.5)))).save(path)
-    return path
+    grid_path = out / "grid.png"
+    arrange(images, columns=min(len(images), max(2, round(len(images) ** 0.5)))).save(grid_path)
+    return grid_path

@@ -24,15 +24,20 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.preparation import Display, PreparedRun
 from dreambooth_ray.priors.class_folder import ClassImageFolder
-from dreambooth_ray.priors.prior_generation import PriorRequest, generate_priors, has_room, open_set
+from dreambooth_ray.priors.prior_generation import (
+    PriorSetRequest,
+    cluster_has_room,
+    generate_priors,
+    open_prior_set,
+)
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_stream import PriorStream
 from dreambooth_ray.runs import with_absolute_paths
 from dreambooth_ray.storage import fence, manifest, paths
-from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.lease import LeaseExpiredError
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import publish_run
 from dreambooth_ray.training import driver
 from dreambooth_ray.training.run_state import RunState, read_run_state
 from dreambooth_ray.training.stop_request import clear_stop_request
@@ -42,7 +47,7 @@ if TYPE_CHECKING:
     from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
 
 
-def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
+def plan_priors(prepared: PreparedRun, count: int) -> PriorSetRequest:
     """Which class images a configuration asks for, `count` of them."""
     config, prior_config = prepared.config, prepared.config.prior
     class_image_folder = (
@@ -59,30 +64,32 @@ def plan_priors(prepared: PreparedRun, count: int) -> PriorRequest:
         shapes=prepared.class_shapes,
     )
     if class_image_folder is None:
-        return PriorRequest(spec, count, prepared.directory)
-    return PriorRequest(
+        return PriorSetRequest(spec, count, prepared.directory)
+    return PriorSetRequest(
         spec,
         min(count, len(class_image_folder)),
         prepared.directory,
         lambda number: class_image_folder.read_chunk(
-            spec.list_image_positions(number), spec.chunk_shape(number)
+            spec.list_chunk_image_positions(number), spec.chunk_shape(number)
         ),
     )
 
 
 def generate_missing_priors(
-    prepared: PreparedRun, request: PriorRequest, display: Display
+    prepared: PreparedRun, request: PriorSetRequest, display: Display
 ) -> Store:
     """Generate the class images that are missing; returns their store."""
     config = prepared.config
-    store = Store(config.storage.uri)
-    return generate_priors(request, store, config.prior, config.cluster, display.show_priors)
+    storage = Store(config.storage.uri)
+    return generate_priors(
+        request, storage, config.prior, config.cluster, display.show_prior_progress
+    )
 
 
 def note_prior_use(prepared: PreparedRun, run: Store) -> None:
     """Write down which set of class images a run uses, or is going to."""
-    request = plan_priors(prepared, prepared.config.prior.num_images)
-    run.write(paths.PRIOR_USE, json.dumps({"set": request.spec.digest}).encode())
+    prior_request = plan_priors(prepared, prepared.config.prior.num_images)
+    run.write(paths.PRIOR_USE, json.dumps({"set": prior_request.spec.digest}).encode())
 
 
 def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float = 0.0) -> None:
@@ -94,8 +101,8 @@ def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float
     lease_s, max_failures = prepared.config.cluster.lease_s, prepared.config.cluster.max_failures
     for num_failures in range(max_failures + 1):
         try:
-            with fence.keep_lease(run, lease_s, patience_s, display.say) as lease:
-                _train_and_bundle(prepared, run, display, lease)
+            with fence.keep_lease(run, lease_s, patience_s, display.say) as run_lease:
+                _train_and_bundle(prepared, run, display, run_lease)
             return
         except LeaseExpiredError as error:
             if num_failures == max_failures:
@@ -111,20 +118,21 @@ def _train_and_bundle(
     clear_stop_request(run)
     # Each turn but the last discards a damaged checkpoint, and no run keeps many.
     while True:
-        state = _train_to_end(prepared, run, display, lease)
+        run_state = _train_to_end(prepared, run, display, lease)
         lease.check()
-        if not state.is_trained:
+        if not run_state.is_trained:
             display.say(
-                f"stopped at step {state.committed_step}; `dreambooth resume` goes on from there"
+                f"stopped at step {run_state.committed_step}; `dreambooth resume` goes on from "
+                "there"
             )
             return
         try:
-            if not state.is_bundled:
+            if not run_state.is_bundled:
                 export_by_task(with_absolute_paths(prepared.config), prepared.directory, run)
             publish_run(run)
             return
         except CheckpointError as error:
-            if not _discard_damaged_checkpoints(run, state, display):
+            if not _discard_damaged_checkpoints(run, run_state, display):
                 raise error from None
 
 
@@ -134,28 +142,28 @@ def _train_to_end(
     """Train until the checkpoint of the last step is there, or somebody asks the run to stop."""
     config = prepared.config
     with _follow_checkpoints(prepared, run, lease) as make_evaluator:
-        state = read_run_state(run, config)
-        if not state.is_trained:
+        run_state = read_run_state(run, config)
+        if not run_state.is_trained:
             worker_hooks = driver.WorkerHooks(export_in_worker, make_evaluator)
             _train_to_last_step(prepared, run, display, lease, worker_hooks)
     # Once more: the evaluations have come to their end as well.
-    state = read_run_state(run, config)
-    if not state.is_trained and state.reason != "stopped":
+    run_state = read_run_state(run, config)
+    if not run_state.is_trained and run_state.reason != "stopped":
         raise CheckpointError(
             f"{run.uri}: the workers ended well and the last checkpoint is not there; "
             "`dreambooth resume` trains on from the newest one"
         )
-    return state
+    return run_state
 
 
-def _discard_damaged_checkpoints(run: Store, state: RunState, display: Display) -> bool:
+def _discard_damaged_checkpoints(run: Store, run_state: RunState, display: Display) -> bool:
     """Discard the checkpoints a bundle would be made of, if they are damaged; whether one was.
 
     Judged anew by reading them once more: a download that was cut off is no damage.
     """
     has_discarded = False
     checkpoints = fence.read_history(run).checkpoints
-    for step in {state.last_step, state.bundle_step} & checkpoints.keys():
+    for step in {run_state.last_step, run_state.bundled_checkpoint_step} & checkpoints.keys():
         checkpoint = checkpoints[step]
         damage = manifest.find_damage(run, checkpoint.name)
         if damage is None:
@@ -180,15 +188,15 @@ def _follow_checkpoints(
     """
     make_evaluator: MakeStepEvaluator | None = None
     config = with_absolute_paths(prepared.config)
-    with ExitStack() as stack:
+    with ExitStack() as exit_stack:
         if config.sample.every and not config.train.holds_unsharded_weights:
             from dreambooth_ray.evaluation.checkpoint_sampler import sample_checkpoints
 
-            stack.enter_context(sample_checkpoints(config, run, prepared.directory))
+            exit_stack.enter_context(sample_checkpoints(config, run, prepared.directory))
         if config.choice.rule == "best":
             from dreambooth_ray.evaluation.checkpoint_evaluator import evaluate_checkpoints
 
-            make_evaluator = stack.enter_context(
+            make_evaluator = exit_stack.enter_context(
                 evaluate_checkpoints(config, run, prepared.directory, lease.number)
             )
         yield make_evaluator
@@ -208,7 +216,7 @@ def _train_to_last_step(
         run_job_workers = partial(
             driver.run_workers, job, config.cluster, run, lease, display.say, hooks
         )
-        display.show_training(run, config, run_job_workers)
+        display.show_training_progress(run, config, run_job_workers)
 
     if config.prior.num_images:
         _train_beside_priors(prepared, job, run, display, lease, run_workers)
@@ -229,22 +237,24 @@ def make_worker_job(prepared: PreparedRun, run: Store, lease: int = 0) -> Worker
     )
 
 
-def add_class_images(job: WorkerJob, prepared: PreparedRun) -> WorkerJob:
+def add_priors_to_job(job: WorkerJob, prepared: PreparedRun) -> WorkerJob:
     """The job with the set of class images that its run is trained on, which may be incomplete."""
     if not prepared.config.prior.num_images:
         return job
-    request = _plan_trained_priors(prepared)
-    prior_store = open_set(Store(prepared.config.storage.uri), request.spec)
-    return replace(job, priors_uri=prior_store.uri, num_priors=request.count)
+    prior_request = _plan_trained_priors(prepared)
+    prior_set_store = open_prior_set(Store(prepared.config.storage.uri), prior_request.spec)
+    return replace(job, priors_uri=prior_set_store.uri, num_priors=prior_request.count)
 
 
-def _plan_trained_priors(prepared: PreparedRun) -> PriorRequest:
+def _plan_trained_priors(prepared: PreparedRun) -> PriorSetRequest:
     """No more than the steps will use, and those kept for validation."""
     config = prepared.config
-    num_used = config.train.steps * config.train.batch_size
+    num_images_in_steps = config.train.steps * config.train.batch_size
     # One of each shape at the least.
-    num_trained = min(config.num_class_images, max(num_used, len(prepared.class_shapes)))
-    num_priors = num_trained + config.prior.num_images - config.num_class_images
+    num_trained_priors = min(
+        config.num_class_images, max(num_images_in_steps, len(prepared.class_shapes))
+    )
+    num_priors = num_trained_priors + config.prior.num_images - config.num_class_images
     return plan_priors(prepared, num_priors)
 
 
@@ -258,25 +268,27 @@ def _train_beside_priors(
 ) -> None:
     """Train from the first class images on, while the rest are generated."""
     config = prepared.config
-    request = _plan_trained_priors(prepared)
-    prior_store = open_set(Store(config.storage.uri), request.spec)
-    run.write(paths.PRIOR_USE, json.dumps({"set": request.spec.digest}).encode())
-    job = replace(job, priors_uri=prior_store.uri, num_priors=request.count)
+    prior_request = _plan_trained_priors(prepared)
+    prior_set_store = open_prior_set(Store(config.storage.uri), prior_request.spec)
+    run.write(paths.PRIOR_USE, json.dumps({"set": prior_request.spec.digest}).encode())
+    job = replace(job, priors_uri=prior_set_store.uri, num_priors=prior_request.count)
     # With room for all, actors and workers start together; else actors come first.
-    start_together = config.prior.stream and has_room(config.prior, config.cluster)
+    starts_workers_with_actors = config.prior.stream and cluster_has_room(
+        config.prior, config.cluster
+    )
     with (
-        lease.calling_on_loss(request.stop.set),
+        lease.calling_on_loss(prior_request.stop.set),
         PriorStream(
-            lambda: generate_missing_priors(prepared, request, display),
-            request,
-            prior_store,
+            lambda: generate_missing_priors(prepared, prior_request, display),
+            prior_request,
+            prior_set_store,
             run,
             lease.number,
-        ) as stream,
+        ) as prior_stream,
     ):
         if not config.prior.stream:
-            stream.wait_all()
-        elif not start_together:
-            stream.wait_first()
+            prior_stream.wait_for_all_chunks()
+        elif not starts_workers_with_actors:
+            prior_stream.wait_for_first_chunk()
         lease.check()
         run_workers(job)

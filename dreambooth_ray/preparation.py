@@ -15,16 +15,16 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.class_shapes import list_class_shapes
 from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.photographs import describe_unread, find_photographs
-from dreambooth_ray.data.remote_images import photographs_folder
+from dreambooth_ray.data.remote_images import fetch_photographs_folder
 from dreambooth_ray.data.run_inputs import (
     PhotographRecord,
     RunInputs,
     digest_files,
-    read_pins,
+    read_model_pins,
     record_photographs,
 )
-from dreambooth_ray.data.subject import Photograph, describe_enlarged, split_photographs
-from dreambooth_ray.data.subject_doubts import read_checked_subject
+from dreambooth_ray.data.subject import Photograph, describe_enlarged_photographs, split_photographs
+from dreambooth_ray.data.subject_doubts import read_checked_photographs
 from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.memory.device_memory import read_gpu_memory, usable_bytes
 from dreambooth_ray.memory.memory_advice import (
@@ -33,7 +33,7 @@ from dreambooth_ray.memory.memory_advice import (
     find_heaviest_key,
     is_installed,
 )
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory.training_memory import estimate_training_footprint
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.model_defaults import fill_model_defaults
@@ -44,12 +44,17 @@ from dreambooth_ray.models.model_directory import (
     model_outline,
 )
 from dreambooth_ray.models.model_mirror import share_model
-from dreambooth_ray.models.model_source import find_shipped, make_absolute, parse_source, pin_source
+from dreambooth_ray.models.model_source import (
+    find_shipped_model,
+    make_absolute,
+    parse_source,
+    pin_source,
+)
 from dreambooth_ray.models.prompt_limits import check_prompts
-from dreambooth_ray.models.weight_cache import set_cache_limit
+from dreambooth_ray.models.weight_cache import set_model_cache_limit
 from dreambooth_ray.priors.class_folder import MAX_PHOTOGRAPHS
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.storage.store import Store, use_storage_options
 from dreambooth_ray.training.required_packages import check_packages
 
 
@@ -59,10 +64,10 @@ class Display(Protocol):
     def say(self, text: str) -> None:
         """One line for the person."""
 
-    def show_priors(self, num_done: int, total: int) -> None:
+    def show_prior_progress(self, num_done: int, total: int) -> None:
         """Class images so far."""
 
-    def show_training(self, run: Store, config: Config, work: Callable[[], None]) -> None:
+    def show_training_progress(self, run: Store, config: Config, work: Callable[[], None]) -> None:
         """Do `work`, showing the run's metrics meanwhile."""
 
 
@@ -84,13 +89,13 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
 
     raises: ConfigError, DataError, StorageError
     """
-    use_options(config.storage.uri, config.storage.options)
-    set_cache_limit(config.storage.model_cache_gb)
+    use_storage_options(config.storage.uri, config.storage.options)
+    set_model_cache_limit(config.storage.model_cache_gb)
     model_source = _pin_model(config)
-    outline = model_outline(model_source)
-    check_image_sizes(outline, config.train)
-    check_method(config, outline)
-    base_model_folder = base_directory(outline)
+    outline_folder = model_outline(model_source)
+    check_image_sizes(outline_folder, config.train)
+    check_method(config, outline_folder)
+    base_model_folder = base_directory(outline_folder)
     config = fill_model_defaults(config, find_family(base_model_folder))
     check_prompts(base_model_folder, (("prior.prompt", prompt) for prompt in config.class_prompts))
     check_prompts(
@@ -104,7 +109,7 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     if config.choice.rule == "best":
         from dreambooth_ray.evaluation.checkpoint_evaluator import check_choice_protocol  # noqa: PLC0415  loads torch
 
-        check_choice_protocol(config, outline)
+        check_choice_protocol(config, outline_folder)
     Store(config.storage.uri).check_writable()
     class_images_digest = _digest_class_images(config.prior)
     # Last: what can be refused is, before anything large is fetched.
@@ -130,19 +135,19 @@ def _check_subjects(
     """
     photograph_records, trained_photographs = [], list[Photograph]()
     for subject in config.all_subjects:
-        photographs, photo_warnings = read_checked_subject(config, subject)
+        photographs, photo_warnings = read_checked_photographs(config, subject)
         trained_photographs += split_photographs(config, photographs)[0]
         check_prompts(base, ((str(p.path), caption) for p in photographs for caption in p.captions))
         photograph_records.append(record_photographs(photographs, config.instance_prompts(subject)))
-        photos_prefix = f"subject.photos={subject.photos!r}: "
+        warning_prefix = f"subject.photos={subject.photos!r}: "
         for config_key, warning_text in photo_warnings:
             display.say(
-                f"warning: {photos_prefix if config_key == 'subject.photos' else ''}{warning_text}"
+                f"warning: {warning_prefix if config_key == 'subject.photos' else ''}{warning_text}"
             )
-        if unread_warning := describe_unread(photographs_folder(subject.photos)):
-            display.say(f"warning: {photos_prefix}{unread_warning}")
+        if unread_files_warning := describe_unread(fetch_photographs_folder(subject.photos)):
+            display.say(f"warning: {warning_prefix}{unread_files_warning}")
     if not config.train.has_one_shape:
-        for enlarged_warning in describe_enlarged(trained_photographs):
+        for enlarged_warning in describe_enlarged_photographs(trained_photographs):
             display.say(f"warning: {enlarged_warning}")
     return photograph_records, trained_photographs
 
@@ -151,8 +156,8 @@ def _fetch_model(config: Config, source: str) -> Path:
     """Where the model lies here; on a cluster it is put into the storage for hosts that lack it."""
     storage = Store(config.storage.uri)
     # A folder as storage is one that all hosts see, and so are directories then.
-    is_shared = storage.is_local and parse_source(source).is_directory
-    if config.cluster.ray_address is None or is_shared or find_shipped(source):
+    is_on_shared_folder = storage.is_local and parse_source(source).is_directory
+    if config.cluster.ray_address is None or is_on_shared_folder or find_shipped_model(source):
         return model_directory(source)
     return share_model(source, "model.uri", storage)
 
@@ -162,7 +167,7 @@ def _pin_model(config: Config) -> str:
     absolute_source = make_absolute(config.model.source)
     pins: dict[str, str] = {}
     if config.run_id is not None:
-        pins = read_pins(Store(config.storage.uri).sub(paths.run(config.run_id)))
+        pins = read_model_pins(Store(config.storage.uri).sub(paths.run(config.run_id)))
     return pins.get(absolute_source) or pin_source(config.model.source, "model.uri")
 
 
@@ -192,17 +197,19 @@ def fit_into_memory(prepared: PreparedRun, say: Callable[[str], None]) -> Prepar
                 f"{_explain_unknown_memory(is_local_cluster)}"
             )
         return prepared
-    footprint = estimate_footprint(config, model_folder)
-    limit_bytes = usable_bytes(gpu_memory_bytes, is_gpu=True)
-    if footprint.total_bytes <= limit_bytes:
+    training_footprint = estimate_training_footprint(config, model_folder)
+    memory_limit_bytes = usable_bytes(gpu_memory_bytes, is_gpu=True)
+    if training_footprint.total_bytes <= memory_limit_bytes:
         return prepared
     if config.memory.fit:
-        fitting_settings = find_fitting_settings(config, model_folder, limit_bytes, is_installed)
+        fitting_settings = find_fitting_settings(
+            config, model_folder, memory_limit_bytes, is_installed
+        )
         if fitting_settings is not None:
             say(f"memory.fit: a worker takes about {fitting_settings.text}")
             return replace(prepared, config=fitting_settings.config)
-    shortage = describe_shortage(config, model_folder, footprint, gpu_memory_bytes)
-    raise CapacityError(f"{find_heaviest_key(config, footprint)}: {shortage}")
+    shortage_text = describe_shortage(config, model_folder, training_footprint, gpu_memory_bytes)
+    raise CapacityError(f"{find_heaviest_key(config, training_footprint)}: {shortage_text}")
 
 
 def _explain_unknown_memory(is_local_cluster: bool) -> str:

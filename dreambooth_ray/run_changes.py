@@ -61,20 +61,22 @@ class ConfigChange:
         return f"{self.key} was {self.stored!r} and is {self.current!r}"
 
 
-def find_changes(stored: Any, current: Any, key: str = "") -> list[ConfigChange]:
+def find_config_changes(stored: Any, current: Any, key: str = "") -> list[ConfigChange]:
     """Each leaf that two dumped configurations differ in."""
     if isinstance(stored, dict) and isinstance(current, dict):
         return [
             change
-            for name in sorted(stored.keys() | current.keys())
-            for change in find_changes(
-                stored.get(name), current.get(name), f"{key}.{name}" if key else name
+            for key_part in sorted(stored.keys() | current.keys())
+            for change in find_config_changes(
+                stored.get(key_part),
+                current.get(key_part),
+                f"{key}.{key_part}" if key else key_part,
             )
         ]
     return [] if stored == current else [ConfigChange(key, stored, current)]
 
 
-def find_obstacles(
+def find_resume_obstacles(
     stored: Config,
     current: Config,
     changes: Sequence[ConfigChange],
@@ -91,20 +93,20 @@ def find_obstacles(
             f"train.steps={last_step}: the run is at step {committed_step} already; give "
             f"{committed_step} to end it there, more to go on, or another run_id"
         ]
-    obstacles = [
-        f"{change}: {reason}; {_INSTEAD}"
+    resume_obstacles = [
+        f"{change}: {refusal_reason}; {_INSTEAD}"
         for change in changes
-        if (reason := _find_reason(change, stored, current))
+        if (refusal_reason := _find_refusal_reason(change, stored, current))
     ]
-    if not obstacles and _find_param_groups(stored) != _find_param_groups(current):
+    if not resume_obstacles and _find_param_groups(stored) != _find_param_groups(current):
         rate_keys = [change.key for change in changes if change.key in _RATES]
-        obstacles.append(
+        resume_obstacles.append(
             f"{', '.join(rate_keys)}: rates that were one are several now, or the other way round, "
             f"and {_OTHER_STATE}; {_INSTEAD}"
         )
-    if not obstacles and last_step == committed_step:
-        obstacles = _find_idle_changes(current, changes, data_differences, last_step)
-    return obstacles
+    if not resume_obstacles and last_step == committed_step:
+        resume_obstacles = _find_idle_changes(current, changes, data_differences, last_step)
+    return resume_obstacles
 
 
 def _find_idle_changes(
@@ -119,10 +121,12 @@ def _find_idle_changes(
     idle_changes += data_differences
     if not idle_changes:
         return []
-    remedy = "unset validation.patience or raise it" if has_ended_early else "raise train.steps"
+    remedy_text = (
+        "unset validation.patience or raise it" if has_ended_early else "raise train.steps"
+    )
     return [
         f"{'; '.join(idle_changes)}: the run is at its end, step {last_step}, and nothing would "
-        f"come of it; {remedy} as well, or choose another run_id"
+        f"come of it; {remedy_text} as well, or choose another run_id"
     ]
 
 
@@ -130,19 +134,19 @@ def _matters_at_end(key: str) -> bool:
     return key.startswith(_AT_END)
 
 
-def _find_reason(change: ConfigChange, stored: Config, current: Config) -> str:
+def _find_refusal_reason(change: ConfigChange, stored: Config, current: Config) -> str:
     """Why a key of a run that is trained in part can't change so; "" where it can."""
     train_config = current.train
-    is_unused_key = (
+    is_unused_setting = (
         (change.key.startswith("train.deepspeed.") and train_config.strategy != "deepspeed")
         or (change.key.startswith("train.lora.") and train_config.method != "lora")
         or (change.key == "train.lora.target_modules" and not train_config.unet)
         or (change.key == "train.lora.text_target_modules" and not train_config.text_encoder)
     )
-    if is_unused_key:
+    if is_unused_setting:
         return ""
-    has_class_images = [bool(config.prior.num_images) for config in (stored, current)]
-    if change.key in ("prior.count", "prior.kind") and has_class_images[0] != has_class_images[1]:
+    uses_class_images = [bool(config.prior.num_images) for config in (stored, current)]
+    if change.key in ("prior.count", "prior.kind") and uses_class_images[0] != uses_class_images[1]:
         return _OTHER_COUNT
     if change.key == "train.precision" and train_config.strategy == "deepspeed":
         return _OTHER_SHARDS
@@ -157,8 +161,8 @@ def _find_reason(change: ConfigChange, stored: Config, current: Config) -> str:
 
 def _find_param_groups(config: Config) -> list[int]:
     """For each part that is trained, the first that has the same rate and decay."""
-    rates = list(find_part_rates(config).values())
+    part_rates = list(find_part_rates(config).values())
     uses_loraplus = (
         config.train.method == "lora" and config.train.lora.loraplus_lr_ratio is not None
     )
-    return [rates.index(rate) for rate in rates] + [len(rates)] * uses_loraplus
+    return [part_rates.index(rate) for rate in part_rates] + [len(part_rates)] * uses_loraplus

@@ -22,7 +22,7 @@ class RunSummary:
     state: str
 
 
-def select_page(
+def select_run_page(
     run_ids: Iterable[str], pattern: str, after: str, limit: int
 ) -> tuple[list[str], bool]:
     """Up to `limit` of the runs that match, after one of them; and whether there are more.
@@ -30,14 +30,16 @@ def select_page(
     pattern: part of a run id, or with * and ? the whole of one; "" matches all
     raises: ConfigError if `after` is none of the runs
     """
-    listed_ids = list(run_ids)
-    if after and after not in listed_ids:
+    all_run_ids = list(run_ids)
+    if after and after not in all_run_ids:
         raise ConfigError(f"--after={after!r} is none of these runs; give the last one shown")
-    following_ids = listed_ids[listed_ids.index(after) + 1 :] if after else listed_ids
+    following_run_ids = all_run_ids[all_run_ids.index(after) + 1 :] if after else all_run_ids
     has_wildcards = any(character in pattern for character in "*?[")
-    glob_pattern = pattern if has_wildcards else f"*{pattern}*"
-    matching_ids = [run_id for run_id in following_ids if fnmatch.fnmatchcase(run_id, glob_pattern)]
-    return matching_ids[:limit], len(matching_ids) > limit
+    run_id_pattern = pattern if has_wildcards else f"*{pattern}*"
+    matching_run_ids = [
+        run_id for run_id in following_run_ids if fnmatch.fnmatchcase(run_id, run_id_pattern)
+    ]
+    return matching_run_ids[:limit], len(matching_run_ids) > limit
 
 
 def summarize_runs(
@@ -53,12 +55,14 @@ def summarize_runs(
 
 def _summarize_run(uri: str, state: str) -> RunSummary:
     try:
-        run = Store(uri)
-        folder_names = set(run.names())
-        checkpoints = run.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in folder_names else []
-        step = max(parse_history(checkpoints).checkpoints, default=0)
-        if paths.BUNDLE in folder_names and is_finished(run):
-            return RunSummary(step, "finished")
-        return RunSummary(step, "stopped" if paths.STOP in folder_names else state)
+        run_store = Store(uri)
+        folder_names = set(run_store.names())
+        checkpoint_file_names = (
+            run_store.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in folder_names else []
+        )
+        newest_step = max(parse_history(checkpoint_file_names).checkpoints, default=0)
+        if paths.BUNDLE in folder_names and is_finished(run_store):
+            return RunSummary(newest_step, "finished")
+        return RunSummary(newest_step, "stopped" if paths.STOP in folder_names else state)
     except (DreamBoothError, OSError):
         return RunSummary(0, f"{state} (storage does not answer)")

@@ -16,17 +16,22 @@ from dreambooth_ray.config.load import (
 )
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.remote_images import is_remote
+from dreambooth_ray.data.remote_images import is_remote_uri
 from dreambooth_ray.data.run_inputs import RunInputs
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.models.model_directory import has_model_hash
 from dreambooth_ray.models.model_source import make_absolute
-from dreambooth_ray.run_changes import MODEL_KEYS, ConfigChange, find_changes, find_obstacles
+from dreambooth_ray.run_changes import (
+    MODEL_KEYS,
+    ConfigChange,
+    find_config_changes,
+    find_resume_obstacles,
+)
 from dreambooth_ray.storage import fence, manifest, paths
-from dreambooth_ray.storage.catalog import withdraw_run
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
-from dreambooth_ray.storage.store import Store, use_options
-from dreambooth_ray.training.run_state import find_last_step
+from dreambooth_ray.storage.store import Store, use_storage_options
+from dreambooth_ray.storage.version_catalog import withdraw_run
+from dreambooth_ray.training.run_state import find_training_end_step
 
 
 def load_run_config(uri: str, overrides: list[str]) -> Config:
@@ -38,11 +43,11 @@ def load_run_config(uri: str, overrides: list[str]) -> Config:
     storage_options = parse_storage_options(
         [o for o in overrides if o.startswith("storage.options")]
     )
-    use_options(uri, storage_options)
-    run = Store(uri)
-    config = override_config(read_run_config(run), overrides)
+    use_storage_options(uri, storage_options)
+    run_store = Store(uri)
+    config = override_config(read_run_config(run_store), overrides)
     # A run that was copied or is mounted elsewhere goes on where it is.
-    storage_uri, _, run_id = run.uri.rpartition("/runs/")
+    storage_uri, _, run_id = run_store.uri.rpartition("/runs/")
     if not storage_uri or "/" in run_id:
         return config
     storage_config = config.storage.model_copy(update={"uri": storage_uri})
@@ -68,32 +73,39 @@ def open_run(
     """
     run_id = config.run_id or _new_run_id(config)
     resolved_config = with_absolute_paths(config).model_copy(update={"run_id": run_id})
-    run = Store(config.storage.uri).sub(paths.run(run_id))
+    run_store = Store(config.storage.uri).sub(paths.run(run_id))
     changes: list[ConfigChange] = []
     stored_config = resolved_config
-    if not run.create(paths.CONFIG, dump_config(resolved_config).encode()):
-        stored_config = with_absolute_paths(read_run_config(run))
-        changes = find_changes(_identity_fields(stored_config), _identity_fields(resolved_config))
+    if not run_store.create(paths.CONFIG, dump_config(resolved_config).encode()):
+        stored_config = with_absolute_paths(read_run_config(run_store))
+        changes = find_config_changes(
+            _run_identity_fields(stored_config), _run_identity_fields(resolved_config)
+        )
         if changes and requested is not None:
-            changes = _find_requested_changes(run, changes, stored_config, requested)
+            changes = _find_requested_changes(run_store, changes, stored_config, requested)
             if not changes:
-                run.write(paths.CONFIG, dump_config(resolved_config).encode())
-    data_differences = _compare_inputs(run, inputs, may_tell=not changes)
+                run_store.write(paths.REQUESTED_CONFIG, dump_config(stored_config).encode())
+                run_store.write(paths.CONFIG, dump_config(resolved_config).encode())
+        elif changes and _is_as_requested(run_store, resolved_config):
+            return run_store
+    data_differences = _compare_inputs(run_store, inputs, may_tell=not changes)
     if not changes and not data_differences:
-        return run
-    _refuse_changes(run, stored_config, resolved_config, changes, data_differences, inputs)
+        return run_store
+    _refuse_changes(run_store, stored_config, resolved_config, changes, data_differences, inputs)
     if not force:
         difference_texts = [*map(str, changes), *data_differences]
         raise ConfigError(
-            f"run_id={run_id!r} is a run with another configuration ({run.uri}/{paths.CONFIG}): "
-            f"{'; '.join(difference_texts)}; choose another run_id, resume that run as it is, or "
-            "go on with --force"
+            f"run_id={run_id!r} is a run with another configuration "
+            f"({run_store.uri}/{paths.CONFIG}): {'; '.join(difference_texts)}; choose another "
+            "run_id, resume that run as it is, or go on with --force"
         )
-    with LeaseKeeper(LeaseWaiter(run_leases(run), config.cluster.lease_s, say=say), say):
+    with LeaseKeeper(LeaseWaiter(run_leases(run_store), config.cluster.lease_s, say=say), say):
         # What others did until the lease was ours counts.
-        _refuse_changes(run, stored_config, resolved_config, changes, data_differences, inputs)
-        _store_changes(run, resolved_config, inputs)
-    return run
+        _refuse_changes(
+            run_store, stored_config, resolved_config, changes, data_differences, inputs
+        )
+        _store_changes(run_store, resolved_config, inputs)
+    return run_store
 
 
 def _find_requested_changes(
@@ -102,11 +114,23 @@ def _find_requested_changes(
     """Of these changes those that somebody asked for, or all where the run has begun."""
     if fence.read_history(run).checkpoints:
         return changes
-    requested_fields = _identity_fields(with_absolute_paths(requested))
+    requested_config_fields = _run_identity_fields(with_absolute_paths(requested))
     requested_keys = {
-        change.key for change in find_changes(_identity_fields(stored), requested_fields)
+        change.key
+        for change in find_config_changes(_run_identity_fields(stored), requested_config_fields)
     }
     return [change for change in changes if change.key in requested_keys]
+
+
+def _is_as_requested(run: Store, config: Config) -> bool:
+    """Whether a run that was sent without its model's values was sent with these settings."""
+    if not run.exists(paths.REQUESTED_CONFIG):
+        return False
+    requested_text = run.read(paths.REQUESTED_CONFIG).decode()
+    requested = parse_config(requested_text, f"{run.uri}/{paths.REQUESTED_CONFIG}", [])
+    return not find_config_changes(
+        _run_identity_fields(with_absolute_paths(requested)), _run_identity_fields(config)
+    )
 
 
 def _compare_inputs(run: Store, inputs: RunInputs | None, *, may_tell: bool) -> list[str]:
@@ -134,27 +158,36 @@ def _refuse_changes(
     if not checkpoints:
         return
     committed_step = max(checkpoints)
-    obstacles = find_obstacles(
-        stored, current, changes, data_differences, committed_step, find_last_step(run, current)
+    resume_obstacles = find_resume_obstacles(
+        stored,
+        current,
+        changes,
+        data_differences,
+        committed_step,
+        find_training_end_step(run, current),
     )
     if inputs is not None and any(change.key in MODEL_KEYS for change in changes):
         checkpoint_metadata = manifest.read_artifact_metadata(run, checkpoints[committed_step].name)
         stored_model_hash = str(checkpoint_metadata.get("model_hash", ""))
         if stored_model_hash and not has_model_hash(inputs.model, stored_model_hash):
-            obstacles.append(
+            resume_obstacles.append(
                 f"model.uri={current.model.uri!r} is another model than {run.uri} was trained "
                 "from; give that one, or another run_id"
             )
-    if obstacles:
-        raise ConfigError("; ".join(obstacles))
+    if resume_obstacles:
+        raise ConfigError("; ".join(resume_obstacles))
 
 
 def _store_changes(run: Store, config: Config, inputs: RunInputs | None) -> None:
     """Let a run go on with another configuration: its bundle and its end are no more."""
     withdraw_run(run)
-    end_files = [fence.numbered(paths.END, n) for n in fence.numbers_of(run.names(), paths.END)]
-    for stale_file in (f"{paths.BUNDLE}/{manifest.MANIFEST}", *end_files):
-        run.remove_file(stale_file)
+    run_end_files = [
+        fence.numbered_file_name(paths.END, n)
+        for n in fence.list_lease_numbers(run.names(), paths.END)
+    ]
+    bundle_file = f"{paths.BUNDLE}/{manifest.MANIFEST}"
+    for obsolete_file in (bundle_file, paths.REQUESTED_CONFIG, *run_end_files):
+        run.remove_file(obsolete_file)
     if inputs is not None:
         run.write(paths.INPUTS, inputs.to_json())
     # Last: whatever ends this process before, the next start still finds the change.
@@ -181,9 +214,9 @@ def delete_run(run: Store, say: Callable[[str], None] = print) -> None:
     """
     with LeaseKeeper(LeaseWaiter(run_leases(run), ClusterConfig().lease_s, say=say), say):
         withdraw_run(run)
-        for name in run.names():
-            if name != paths.LEASES:
-                run.remove(name)
+        for child_name in run.names():
+            if child_name != paths.LEASES:
+                run.remove(child_name)
     run.remove("")
 
 
@@ -195,13 +228,18 @@ def is_finished(run: Store) -> bool:
 def with_absolute_paths(config: Config) -> Config:
     """The same configuration, with all its files found from any working directory."""
     subjects = [
-        s if is_remote(s.photos) else s.model_copy(update={"photos": str(Path(s.photos).resolve())})
+        s
+        if is_remote_uri(s.photos)
+        else s.model_copy(update={"photos": str(Path(s.photos).resolve())})
         for s in config.all_subjects
     ]
-    several_subjects = tuple(subjects) if config.subjects else ()
+    subject_list = tuple(subjects) if config.subjects else ()
     model_config = config.model
-    model_uris = {name: getattr(model_config, name) for name in ("uri", "vae", "text_encoder")}
-    absolute_model = model_config.model_copy(
+    model_uris = {
+        model_field: getattr(model_config, model_field)
+        for model_field in ("uri", "vae", "text_encoder")
+    }
+    absolute_model_config = model_config.model_copy(
         update={k: uri and make_absolute(uri) for k, uri in model_uris.items()}
     )
     prior_config, choice_config = config.prior, config.choice
@@ -213,25 +251,31 @@ def with_absolute_paths(config: Config) -> Config:
         choice_config = choice_config.model_copy(
             update={"protocol": str(Path(choice_config.protocol).absolute())}
         )
-    updated_parts = {"model": absolute_model, "prior": prior_config, "choice": choice_config}
+    updated_sections = {
+        "model": absolute_model_config,
+        "prior": prior_config,
+        "choice": choice_config,
+    }
     return config.model_copy(
-        update={"subject": subjects[0], "subjects": several_subjects, **updated_parts}
+        update={"subject": subjects[0], "subjects": subject_list, **updated_sections}
     )
 
 
-def _identity_fields(config: Config) -> dict[str, object]:
+def _run_identity_fields(config: Config) -> dict[str, object]:
     """What makes two configurations the same run: all but where it runs and what it keeps."""
-    identity_fields = config.model_dump(
+    run_identity_fields = config.model_dump(
         mode="json", exclude={"cluster", "memory", "storage", "checkpoint"}
     )
     if config.choice.rule == "last":
         # Nothing is evaluated, whatever by.
-        identity_fields["choice"]["protocol"] = None
-    return identity_fields
+        run_identity_fields["choice"]["protocol"] = None
+    return run_identity_fields
 
 
 def _new_run_id(config: Config) -> str:
     time_stamp = time.strftime("%Y%m%d-%H%M%S")
-    digest = hashlib.sha256(f"{dump_config(config)}{time.time_ns()}".encode()).hexdigest()[:6]
+    config_digest = hashlib.sha256(f"{dump_config(config)}{time.time_ns()}".encode()).hexdigest()[
+        :6
+    ]
     class_noun_slug = "".join(c if c.isalnum() else "-" for c in config.subject.class_noun.lower())
-    return f"{class_noun_slug}-{time_stamp}-{digest}"
+    return f"{class_noun_slug}-{time_stamp}-{config_digest}"

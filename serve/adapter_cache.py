@@ -44,11 +44,11 @@ class AdapterCache:
     def acquire(self, engine_id: str, name: str) -> LoadedAdapter | None:
         """One that is loaded; it stays until `release`."""
         with self._lock:
-            adapter = self._loaded.get((engine_id, name))
-            if adapter is not None:
-                adapter.num_users += 1
+            loaded_adapter = self._loaded.get((engine_id, name))
+            if loaded_adapter is not None:
+                loaded_adapter.num_users += 1
                 self._loaded.move_to_end((engine_id, name))
-            return adapter
+            return loaded_adapter
 
     def release(self, adapter: LoadedAdapter) -> None:
         """Give back what `acquire` gave."""
@@ -80,18 +80,22 @@ class AdapterCache:
             )
         while True:
             with self._lock:
-                is_full = len(self._loaded) >= self._max_adapters
-                if not is_full and self.size_bytes + size_bytes <= self._max_bytes:
+                is_cache_full = len(self._loaded) >= self._max_adapters
+                if not is_cache_full and self.size_bytes + size_bytes <= self._max_bytes:
                     return
-                idle_keys = [key for key, adapter in self._loaded.items() if not adapter.num_users]
-                if not idle_keys:
+                idle_adapter_keys = [
+                    adapter_key
+                    for adapter_key, adapter in self._loaded.items()
+                    if not adapter.num_users
+                ]
+                if not idle_adapter_keys:
                     raise CapacityError(
                         f"adapter {name} waits: {len(self._loaded)} adapters are in use"
                     )
-                evicted = self._loaded.pop(idle_keys[0])
-            evicted.engine.remove_adapter(idle_keys[0][1])
+                evicted_adapter = self._loaded.pop(idle_adapter_keys[0])
+            evicted_adapter.engine.remove_adapter(idle_adapter_keys[0][1])
 
-    def drop_engine(self, engine_id: str) -> None:
+    def forget_engine_adapters(self, engine_id: str) -> None:
         """Forget the adapters of an engine that is closed."""
         with self._lock:
             for cache_key in [cache_key for cache_key in self._loaded if cache_key[0] == engine_id]:

@@ -5,25 +5,25 @@ from collections.abc import Iterable
 from serve.api_errors import APIError
 from serve.api_messages import AdapterChoice
 from serve.auth import Caller
-from serve.replica_messages import AdapterTask
+from serve.replica_messages import RequestedAdapter
 from serve.subject_catalog import SubjectCatalog
 
 
 async def resolve_adapters(
     catalog: SubjectCatalog, caller: Caller, choices: Iterable[AdapterChoice]
-) -> tuple[AdapterTask, ...]:
+) -> tuple[RequestedAdapter, ...]:
     """Subjects are resolved to their versions of now; files are the replicas' business.
 
     raises: APIError for a subject that is not there, not the caller's, or a whole model
     """
-    tasks = []
+    adapter_tasks = []
     for choice in choices:
         artifact = None
         if choice.model is not None:
-            subject = await catalog.resolve(choice.model, caller.may_see)
+            subject = await catalog.resolve_model_id(choice.model, caller.may_see_subject)
             if subject.kind != "adapter":
                 error_message = f"adapters: model={choice.model!r} is no adapter but a whole model"
                 raise APIError(400, "invalid_value", error_message, param="adapters")
             artifact = subject.artifact
-        tasks.append(AdapterTask(choice.weight, artifact, choice.file, choice.sha256))
-    return tuple(tasks)
+        adapter_tasks.append(RequestedAdapter(choice.weight, artifact, choice.file, choice.sha256))
+    return tuple(adapter_tasks)

@@ -35,12 +35,12 @@ class ImageWork:
     size_px: tuple[int, int] | None = None
 
     @property
-    def costs(self) -> list[int]:
+    def costs_per_image(self) -> list[int]:
         """Of each image."""
-        return [count_cost(num_steps, self.step_cost) for num_steps in self.steps]
+        return [compute_steps_cost(num_steps, self.step_cost) for num_steps in self.steps]
 
 
-def count_cost(num_steps: int, step_cost: float) -> int:
+def compute_steps_cost(num_steps: int, step_cost: float) -> int:
     """Cost of some steps of an image, at least 1 unless none is left."""
     return math.ceil(num_steps * step_cost)
 
@@ -52,7 +52,7 @@ class Reservation:
         self, admission: "AdmissionController", caller: str, num_steps: int, work: ImageWork
     ) -> None:
         self._admission, self.work = admission, work
-        self.remaining = count_cost(num_steps, work.step_cost)
+        self.remaining = compute_steps_cost(num_steps, work.step_cost)
         self.queued_image = QueuedWork(caller, self.remaining)
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -78,12 +78,12 @@ class Reservation:
         return (
             0
             if self in self._admission.in_hand
-            else self._admission.queue.position(self.queued_image)
+            else self._admission.queue.find_work_position(self.queued_image)
         )
 
     def set_remaining_steps(self, num_steps: int) -> None:
         """So many of its own steps are left."""
-        self.remaining = count_cost(num_steps, self.work.step_cost)
+        self.remaining = compute_steps_cost(num_steps, self.work.step_cost)
 
     def close(self) -> None:
         """Give the place back, or stop waiting for it; may be called again."""
@@ -114,7 +114,7 @@ class AdmissionController:
         """Steps of all images here."""
         return self.queue.waiting_steps + sum(reservation.remaining for reservation in self.in_hand)
 
-    def set_replicas(self, replicas: int, steps_per_s: float) -> None:
+    def set_pool_speed(self, replicas: int, steps_per_s: float) -> None:
         """Set what the pool is now. steps_per_s: of one replica at a full batch; 0 if unknown."""
         now_s = self._clock()
         if replicas == 0 and self._cold_since is None and (self.in_hand or len(self.queue)):
@@ -131,7 +131,7 @@ class AdmissionController:
         if not self.steps_per_s:
             return wait_s
         steps_ahead = self._count_active_steps_ahead(work) + self.queue.count_steps_ahead(
-            caller, sum(work.costs)
+            caller, sum(work.costs_per_image)
         )
         return (
             wait_s
@@ -152,7 +152,7 @@ class AdmissionController:
         for reservation in self.in_hand:
             size_px, step_cost = reservation.work.size_px, reservation.work.step_cost
             remaining_by_size[size_px] = remaining_by_size.get(size_px, 0) + reservation.remaining
-            turn_steps = sum(work.costs) + count_cost(self._batch, step_cost)
+            turn_steps = sum(work.costs_per_image) + compute_steps_cost(self._batch, step_cost)
             max_steps_by_size[size_px] = max(max_steps_by_size.get(size_px, 0), turn_steps)
         return sum(min(n, max_steps_by_size[size_px]) for size_px, n in remaining_by_size.items())
 
@@ -163,8 +163,8 @@ class AdmissionController:
         # An image in a full batch moves a step in the time all of the batch does. Larger ones share
         # a step with few, and take turns with the others.
         sharing_factor = max(1.0, min(self._batch, max(_TURNS, self._batch / work.step_cost)))
-        largest_image_s = max(work.costs) * sharing_factor / self.steps_per_s
-        return _MARGIN * max(sum(work.costs) / self._total_steps_per_s, largest_image_s)
+        largest_image_s = max(work.costs_per_image) * sharing_factor / self.steps_per_s
+        return _MARGIN * max(sum(work.costs_per_image) / self._total_steps_per_s, largest_image_s)
 
     @property
     def _total_steps_per_s(self) -> float:

@@ -36,24 +36,24 @@ class AdapterFolder:
                 f"adapters: file={name!r} is not taken here, as the endpoint has no {_KEY}"
             )
         if is_url(self._uri):
-            adapter_path = self._fetch(name)
+            adapter_path = self._fetch_adapter_file(name)
         else:
             adapter_folder = Path(self._uri).expanduser().resolve()
             adapter_path = (adapter_folder / name).resolve()
             if not (adapter_path.is_relative_to(adapter_folder) and adapter_path.is_file()):
-                raise _not_there_error(name)
+                raise _adapter_not_found_error(name)
         return adapter_path, hash_adapter(adapter_path)
 
-    def _fetch(self, name: str) -> Path:
-        fetched_s, adapter = self._fetched.get(name, (0.0, None))
-        if adapter is None or time.monotonic() - fetched_s > self._refresh_s:
+    def _fetch_adapter_file(self, name: str) -> Path:
+        fetched_s, local_adapter = self._fetched.get(name, (0.0, None))
+        if local_adapter is None or time.monotonic() - fetched_s > self._refresh_s:
             try:
-                adapter = locate_adapter(AdapterSource(f"{self._uri}/{name}"), _KEY)
+                local_adapter = locate_adapter(AdapterSource(f"{self._uri}/{name}"), _KEY)
             except ConfigError as error:
-                raise _not_there_error(name) from error
-            self._fetched[name] = time.monotonic(), adapter
-        return adapter.path
+                raise _adapter_not_found_error(name) from error
+            self._fetched[name] = time.monotonic(), local_adapter
+        return local_adapter.path
 
 
-def _not_there_error(name: str) -> ConfigError:
+def _adapter_not_found_error(name: str) -> ConfigError:
     return ConfigError(f"adapters: there is no file={name!r}; ask who runs the endpoint for names")

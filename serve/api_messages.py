@@ -15,7 +15,7 @@ from pydantic import (
 
 from dreambooth_ray.config.adapter_mix import MAX_ADAPTERS, MAX_WEIGHT
 from dreambooth_ray.config.sampling_params import SamplingParams
-from serve.client_fields import ClientFields
+from serve.ignored_client_fields import IgnoredClientFields
 
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[0-9a-f]{12})?$"
 SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
@@ -35,7 +35,7 @@ class RequestBase(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _parse_json(value: object) -> object:
+def _parse_json_list(value: object) -> object:
     """A list written as text: form fields have no lists."""
     if not isinstance(value, str):
         return value
@@ -60,19 +60,19 @@ class AdapterChoice(RequestBase):
     )
 
     @model_validator(mode="after")
-    def _check_model_or_file(self) -> "AdapterChoice":
+    def _check_exactly_one_source(self) -> "AdapterChoice":
         if (self.model is None) == (self.file is None):
             raise ValueError("give either model or file")
         return self
 
 
-class ImageRequest(RequestBase, ClientFields, SamplingParams):
+class ImageRequest(RequestBase, IgnoredClientFields, SamplingParams):
     """What generations and edits share."""
 
     model: Model | None = Field(None, description="subject@version, subject, or a base model")
     prompt: Annotated[Prompt, StringConstraints(min_length=1)]
     negative_prompt: Prompt = ""
-    adapters: Annotated[tuple[AdapterChoice, ...], BeforeValidator(_parse_json)] = Field(
+    adapters: Annotated[tuple[AdapterChoice, ...], BeforeValidator(_parse_json_list)] = Field(
         (), max_length=MAX_ADAPTERS, description="added to the model, each with its weight"
     )
     n: int = Field(1, ge=1, le=100)
@@ -136,12 +136,12 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-def _require_sampling_params(schema: dict[str, Any]) -> None:
+def _mark_sampling_params_required(schema: dict[str, Any]) -> None:
     """Defaults are for receipts from before a parameter was added; new ones say them all."""
-    optional_params = [
+    optional_sampling_params = [
         name for name in SamplingParams.model_fields if name not in schema["required"]
     ]
-    schema["required"] = [*schema["required"], *optional_params]
+    schema["required"] = [*schema["required"], *optional_sampling_params]
 
 
 class AdapterReceipt(Answer):
@@ -156,7 +156,7 @@ class AdapterReceipt(Answer):
 class Receipt(Answer, SamplingParams):
     """Everything needed to draw the image again, on the weights of these hashes."""
 
-    model_config = ConfigDict(extra="ignore", json_schema_extra=_require_sampling_params)
+    model_config = ConfigDict(extra="ignore", json_schema_extra=_mark_sampling_params_required)
 
     model: str
     weights_sha256: str

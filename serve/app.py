@@ -13,15 +13,15 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.serving import ServeConfig, SubjectScale
-from serve.adapter_settings import check_folder
+from serve.adapter_folder_setting import check_adapter_folder_setting
 from serve.auth import Authenticator
-from serve.base_models import check_models
+from serve.base_models import resolve_model_uris
 from serve.deployment import Gateway
 from serve.image_service import DEFAULT_POOL
 from serve.provenance import Signer
 from serve.replica import Replica
 from serve.safety import read_policy
-from serve.webhooks import check_secret
+from serve.webhooks import check_webhook_secret
 
 _SPARE_REQUESTS = 2
 
@@ -30,8 +30,8 @@ def build(args: ServeConfig) -> ray.serve.Application:
     """The application for a configuration; raises ConfigError for keys that can't be read."""
     _validate_config(args)
     # Replicas do not see this process's environment.
-    cluster = args.cluster.model_copy(update={"address": args.cluster.ray_address})
-    args = args.model_copy(update={"models": check_models(args), "cluster": cluster})
+    cluster_config = args.cluster.model_copy(update={"address": args.cluster.ray_address})
+    args = args.model_copy(update={"models": resolve_model_uris(args), "cluster": cluster_config})
     replica_settings = args.replicas
     default_replica_range = SubjectScale(
         minimum=replica_settings.minimum, maximum=replica_settings.maximum
@@ -57,11 +57,11 @@ def _validate_config(config: ServeConfig) -> None:
     """Read what the gateways will read, so that a mistake is seen at once."""
     Authenticator(config.auth)
     read_policy(config.safety.policy)
-    check_folder(config)
+    check_adapter_folder_setting(config)
     if config.provenance.certificate:
         Signer(config.provenance)
     if webhook_secret := os.environ.get(config.webhook_secret_env):
-        check_secret(webhook_secret, config.webhook_secret_env)
+        check_webhook_secret(webhook_secret, config.webhook_secret_env)
 
 
 def _build_pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:

@@ -10,10 +10,10 @@ from dreambooth_ray.config.serving import ServeConfig
 from serve.api_messages import ErrorAnswer
 from serve.auth import Authenticator, Caller
 from serve.gateway_metrics import Metrics
+from serve.image_job_runner import ImageJobRunner
 from serve.image_service import ImageService
-from serve.job_runner import JobRunner
 from serve.replica_pool import ReplicaPool
-from serve.signed_files import SignedFiles
+from serve.signed_image_files import SignedImageFiles
 from serve.subject_catalog import SubjectCatalog
 
 # How the OpenAPI document describes what routes refuse.
@@ -31,8 +31,8 @@ class AppState:
     catalog: SubjectCatalog
     pools: dict[str, ReplicaPool]
     image_service: ImageService
-    job_runner: JobRunner
-    signed_files: SignedFiles
+    job_runner: ImageJobRunner
+    signed_files: SignedImageFiles
     metrics: Metrics
 
 
@@ -51,9 +51,9 @@ async def _identify_caller(
     app_state = get_app_state(request)
     address = request.client.host if request.client else "unknown"
     authorization = f"{key.scheme} {key.credentials}" if key else None
-    caller = app_state.authenticator.identify(authorization, address)
+    caller = app_state.authenticator.identify_caller(authorization, address)
     request.state.caller = caller.id
-    await app_state.authenticator.count_request(caller)
+    await app_state.authenticator.enforce_request_rate(caller)
     return caller
 
 

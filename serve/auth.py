@@ -39,13 +39,13 @@ class APIKey(BaseModel):
     images_per_day: int | None = Field(None, ge=0)
 
 
-def new_key() -> tuple[str, str]:
+def new_api_key() -> tuple[str, str]:
     """A fresh key and its SHA-256."""
-    key = _PREFIX + secrets.token_urlsafe(32)
-    return key, hash_key(key)
+    api_key = _PREFIX + secrets.token_urlsafe(32)
+    return api_key, hash_api_key(api_key)
 
 
-def hash_key(key: str) -> str:
+def hash_api_key(key: str) -> str:
     """What is kept of a key. Keys are random and long: a plain hash can't be guessed back."""
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -56,24 +56,24 @@ class Caller:
     def __init__(self, id_: str, key: APIKey | None) -> None:
         self.id, self.key = id_, key
 
-    def may_see(self, subject: str) -> bool:
+    def may_see_subject(self, subject: str) -> bool:
         """Whether the caller may use a subject or base model."""
         return self.key is None or any(fnmatch.fnmatchcase(subject, p) for p in self.key.subjects)
 
     @property
-    def sees_all(self) -> bool:
+    def may_see_all_subjects(self) -> bool:
         """Whether the caller may use everything."""
         return self.key is None or "*" in self.key.subjects
 
     @property
-    def exact_subjects(self) -> tuple[str, ...] | None:
+    def named_subjects(self) -> tuple[str, ...] | None:
         """All that the caller may use, where the key names each; None where it has patterns."""
         if self.key is None or any(c in pattern for pattern in self.key.subjects for c in "*?["):
             return None
         return self.key.subjects
 
 
-def read_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> list[APIKey]:
+def read_api_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> list[APIKey]:
     """Keys of the file and of the environment (the same YAML list); raises ConfigError."""
     origins_and_texts = []
     if config.keys_file is not None:
@@ -86,24 +86,24 @@ def read_keys(config: AuthConfig, environment: dict[str, str] | None = None) -> 
     environment_text = (os.environ if environment is None else environment).get(KEYS_VARIABLE)
     if environment_text:
         origins_and_texts.append((KEYS_VARIABLE, environment_text))
-    return [key for origin, text in origins_and_texts for key in _parse_keys(text, origin)]
+    return [api_key for origin, text in origins_and_texts for api_key in _parse_keys(text, origin)]
 
 
 def _parse_keys(text: str, origin: str) -> list[APIKey]:
     try:
-        keys = TypeAdapter(list[APIKey]).validate_python(
+        api_keys = TypeAdapter(list[APIKey]).validate_python(
             parse_yaml(text, origin, list[APIKey]) or []
         )
-        for key in keys:
-            if key.rate is not None:
-                parse(key.rate)
+        for api_key in api_keys:
+            if api_key.rate is not None:
+                parse(api_key.rate)
     except (ValidationError, ValueError) as error:
         # Not the error's own text: it would show what stands in the file.
         raise ConfigError(
             f"{origin} is no list of keys ({type(error).__name__}); each needs name and sha256, "
             "as `dreambooth key NAME` prints them, and may have subjects, rate, images_per_day"
         ) from error
-    return keys
+    return api_keys
 
 
 class Authenticator:
@@ -111,37 +111,37 @@ class Authenticator:
 
     def __init__(self, config: AuthConfig) -> None:
         """raises ConfigError if the keys can't be read."""
-        self._keys = read_keys(config)
+        self._keys = read_api_keys(config)
         self._limiter = MovingWindowRateLimiter(storage_from_string(config.counts_uri))
 
     @property
-    def is_open(self) -> bool:
+    def allows_anonymous_callers(self) -> bool:
         """Whether everybody may ask."""
         return not self._keys
 
-    def identify(self, authorization: str | None, address: str) -> Caller:
+    def identify_caller(self, authorization: str | None, address: str) -> Caller:
         """The caller of a request; raises APIError 401."""
-        if self.is_open:
+        if self.allows_anonymous_callers:
             return Caller(f"address:{address}", None)
-        scheme, _, presented_key = (authorization or "").partition(" ")
-        key_sha256, matching_key = hash_key(presented_key.strip()), None
+        auth_scheme, _, presented_key = (authorization or "").partition(" ")
+        key_sha256, matching_key = hash_api_key(presented_key.strip()), None
         # All are compared, so that time tells nothing.
-        for key in self._keys:
-            if hmac.compare_digest(key.sha256, key_sha256):
-                matching_key = key
-        if scheme.lower() != "bearer" or matching_key is None:
+        for api_key in self._keys:
+            if hmac.compare_digest(api_key.sha256, key_sha256):
+                matching_key = api_key
+        if auth_scheme.lower() != "bearer" or matching_key is None:
             error_message = "no valid API key; send Authorization: Bearer KEY"
             raise APIError(401, "invalid_api_key", error_message)
         return Caller(f"key:{matching_key.name}", matching_key)
 
-    async def count_request(self, caller: Caller) -> None:
+    async def enforce_request_rate(self, caller: Caller) -> None:
         """raises APIError 429 above the key's rate."""
         if caller.key is not None and caller.key.rate is not None:
             await self._consume_limit(
                 parse(caller.key.rate), caller, "rate", 1, "rate_limit_exceeded"
             )
 
-    async def count_images(self, caller: Caller, images: int) -> None:
+    async def enforce_daily_image_limit(self, caller: Caller, images: int) -> None:
         """raises APIError 429 above the key's images of a day."""
         if caller.key is None or caller.key.images_per_day is None:
             return
@@ -154,8 +154,10 @@ class Authenticator:
         self, item: RateLimitItem, caller: Caller, limit_name: str, cost: int, code: str
     ) -> None:
         if not await self._limiter.hit(item, limit_name, caller.id, cost=cost):
-            window = await self._limiter.get_window_stats(item, limit_name, caller.id)
-            raise _limit_error(str(item), code, max(1.0, window.reset_time - time.time()))
+            rate_limit_window = await self._limiter.get_window_stats(item, limit_name, caller.id)
+            raise _limit_error(
+                str(item), code, max(1.0, rate_limit_window.reset_time - time.time())
+            )
 
 
 def _limit_error(limit: str, code: str, retry_after_s: float) -> APIError:

@@ -20,8 +20,10 @@ class StepsPolicy:
 
     def __call__(self, ctx: Any) -> tuple[float, dict[str, Any]]:
         """ctx: ray.serve.config.AutoscalingContext; returns (replicas, state)."""
-        remaining_steps = (ctx.aggregated_metrics or {}).get("remaining_steps", {})
-        if not remaining_steps:
+        remaining_steps_by_replica = (ctx.aggregated_metrics or {}).get("remaining_steps", {})
+        if not remaining_steps_by_replica:
             # Nothing is known: a replica that still loads is not to be sent home for it.
             return ctx.target_num_replicas, {}
-        return compute_replica_count(sum(remaining_steps.values()), self.target_steps), {}
+        return compute_replica_count(
+            sum(remaining_steps_by_replica.values()), self.target_steps
+        ), {}

@@ -4,25 +4,30 @@ from pathlib import Path
 
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.models.model_directory import model_directory, model_outline
-from dreambooth_ray.models.model_source import find_shipped, make_absolute, parse_source, pin_source
+from dreambooth_ray.models.model_source import (
+    find_shipped_model,
+    make_absolute,
+    parse_source,
+    pin_source,
+)
 
 
-def check_models(config: ServeConfig) -> dict[str, str]:
+def resolve_model_uris(config: ServeConfig) -> dict[str, str]:
     """URIs of the models by id, as every host finds them, those of the hub at the commit of now.
 
     Nothing large is fetched: replicas do that.
     raises: ConfigError naming one that can't be loaded, StorageError
     """
-    uris = {}
+    uris_by_model_id = {}
     for model_id, uri in config.models.items():
-        config_key, is_here = f"models.{model_id}", Path(uri).expanduser().exists()
+        config_key, exists_here = f"models.{model_id}", Path(uri).expanduser().exists()
         if not parse_source(uri).is_directory:
-            uris[model_id] = make_absolute(pin_source(uri, config_key))
-            model_outline(uris[model_id], config_key)
-        elif find_shipped(uri) or (config.cluster.ray_address and not is_here):
+            uris_by_model_id[model_id] = make_absolute(pin_source(uri, config_key))
+            model_outline(uris_by_model_id[model_id], config_key)
+        elif find_shipped_model(uri) or (config.cluster.ray_address and not exists_here):
             # Hosts of a cluster have folders that this one has not: their replicas look.
-            uris[model_id] = uri
+            uris_by_model_id[model_id] = uri
         else:
             model_directory(uri, config_key)
-            uris[model_id] = make_absolute(uri)
-    return uris
+            uris_by_model_id[model_id] = make_absolute(uri)
+    return uris_by_model_id

@@ -20,10 +20,10 @@ class BoundedCache(Generic[_Value]):
 
     def get(self, name: str) -> _Value | None:
         """The value, which is used by that; None without one."""
-        value = self._values.get(name)
-        if value is not None:
+        cached_value = self._values.get(name)
+        if cached_value is not None:
             self._values.move_to_end(name)
-        return value
+        return cached_value
 
     def put(self, name: str, value: _Value) -> None:
         """Keep a value; it may itself be too heavy to be kept."""
@@ -35,6 +35,6 @@ class BoundedCache(Generic[_Value]):
 
     def drop(self, name: str) -> None:
         """Forget a value, if it is there."""
-        value = self._values.pop(name, None)
-        if value is not None:
-            self.weight -= self._weigh(value)
+        dropped_value = self._values.pop(name, None)
+        if dropped_value is not None:
+            self.weight -= self._weigh(dropped_value)

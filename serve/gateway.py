@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 
 from dreambooth_ray.errors import ConfigError, StorageError
 from dreambooth_ray.version import __version__
-from serve import job_routes, multipart, provenance
+from serve import image_job_routes, multipart, provenance
 from serve.api_errors import APIError, storage_away_error
 from serve.api_messages import (
     EditRequest,
@@ -25,13 +25,13 @@ from serve.api_messages import (
 )
 from serve.app_state import ERRORS, AppState, AppStateDep, CallerDep, get_app_state
 from serve.auth import Caller
-from serve.error_answers import add_error_handlers
-from serve.event_stream import EventStreamResponse, Operation, stream_events
-from serve.generation_spec import Upload
-from serve.image_answers import refuse_urls, write_answer
+from serve.error_handlers import add_error_handlers
+from serve.generation_spec import EditUpload
+from serve.image_answers import build_images_answer_json, refuse_url_response_format
+from serve.image_event_stream import EventStreamResponse, Operation, stream_image_events
 from serve.image_service import DEFAULT_POOL
 from serve.middleware import RequestMiddleware
-from serve.signed_files import ROUTE as FILES_ROUTE
+from serve.signed_image_files import ROUTE as FILES_ROUTE
 
 PAGE = Path(__file__).parent / "page"
 _router = APIRouter(responses=ERRORS)
@@ -47,13 +47,13 @@ async def list_models(
     ] = None,
 ) -> ModelsAnswer:
     """What can be drawn with, page by page: base models, then subjects in a fixed order."""
-    return await app_state.catalog.list_page(limit, after, caller)
+    return await app_state.catalog.list_models_page(limit, after, caller)
 
 
 @_router.get("/v1/models/{model}")
 async def get_model(model: str, app_state: AppStateDep, caller: CallerDep) -> ModelAnswer:
     """One of them; `subject@version` is answered as well."""
-    return await app_state.catalog.find_model(model, caller.may_see)
+    return await app_state.catalog.find_model(model, caller.may_see_subject)
 
 
 @_router.post(
@@ -83,21 +83,22 @@ async def _generate_images(
     request: Request,
     caller: Caller,
     body: ImageRequest,
-    upload: Upload | None,
+    upload: EditUpload | None,
     operation: Operation,
 ) -> Response:
     app_state = get_app_state(request)
     if body.stream:
-        refuse_urls(body, "streams: their events have the image itself")
+        refuse_url_response_format(body, "streams: their events have the image itself")
     spec = await app_state.image_service.resolve_request(caller, body, upload)
-    await app_state.authenticator.count_images(caller, body.n)
+    await app_state.authenticator.enforce_daily_image_limit(caller, body.n)
     reservations = app_state.image_service.admit(spec)
     if body.stream:
         return EventStreamResponse(
-            stream_events(app_state.image_service, spec, reservations, operation), reservations
+            stream_image_events(app_state.image_service, spec, reservations, operation),
+            reservations,
         )
     encoded_images = await app_state.image_service.generate_before_deadline(spec, reservations)
-    answer_json = await write_answer(
+    answer_json = await build_images_answer_json(
         request, app_state.signed_files, app_state.config.urls.base, body, encoded_images
     )
     return Response(answer_json, media_type="application/json")
@@ -137,8 +138,8 @@ async def healthz() -> dict[str, str]:
 async def readyz(app_state: AppStateDep) -> dict[str, Any]:
     """Whether images can be drawn: a replica has drawn one, and is there or can be woken."""
     pool = app_state.pools[DEFAULT_POOL]
-    is_awake = pool.admission.replicas or not app_state.config.replicas.minimum
-    if not pool.has_been_ready or not is_awake:
+    is_pool_available = pool.admission.replicas or not app_state.config.replicas.minimum
+    if not pool.has_been_ready or not is_pool_available:
         raise APIError(503, "not_ready", "no replica can draw yet; come again", retry_after_s=2)
     return {
         "status": "ready",
@@ -172,17 +173,17 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watch_tasks = [
-            asyncio.create_task(watch_task)
-            for watch_task in (
+        background_tasks = [
+            asyncio.create_task(background_coroutine)
+            for background_coroutine in (
                 app_state.catalog.start_catalog_completion(),
                 app_state.job_runner.watch_jobs(),
-                app_state.signed_files.watch_expired(),
+                app_state.signed_files.remove_expired_images_forever(),
                 *(pool.watch_replicas() for pool in app_state.pools.values()),
             )
         ]
         yield
-        await _end_tasks(watch_tasks)
+        await _end_tasks(background_tasks)
 
     app = FastAPI(
         title="dreambooth",
@@ -194,10 +195,10 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
     )
     app.state.app_state = app_state
     app.include_router(_router)
-    app.include_router(job_routes.router)
+    app.include_router(image_job_routes.router)
     add_error_handlers(app, app_state.metrics)
     if (PAGE / "index.html").is_file():
-        app.add_api_route("/", _show_page, include_in_schema=False)
+        app.add_api_route("/", _show_web_page, include_in_schema=False)
         app.mount("/page", StaticFiles(directory=PAGE))
     app.add_middleware(
         RequestMiddleware,
@@ -217,5 +218,5 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
     return app
 
 
-async def _show_page() -> FileResponse:
+async def _show_web_page() -> FileResponse:
     return FileResponse(PAGE / "index.html")

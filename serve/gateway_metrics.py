@@ -83,16 +83,16 @@ class Metrics:
 
     def set_pool_gauges(self, pool: ReplicaPool) -> None:
         """Set a pool's gauges to what it is now."""
-        admission, statuses = pool.admission, pool.statuses
+        admission, replica_statuses = pool.admission, pool.statuses
         gauge_values = {
             "queue": len(admission.queue),
             "in_hand": len(admission.in_hand),
             "remaining_steps": admission.remaining_steps,
-            "replicas": len(statuses),
-            "batch": sum(r.active for r in statuses),
+            "replicas": len(replica_statuses),
+            "batch": sum(r.active for r in replica_statuses),
             "full_batch_steps_per_second": admission.steps_per_s,
-            "steps": sum(r.steps_done for r in statuses),
-            "loaded_bytes": sum(r.loaded_bytes for r in statuses),
+            "steps": sum(r.steps_done for r in replica_statuses),
+            "loaded_bytes": sum(r.loaded_bytes for r in replica_statuses),
             "retries": pool.retries,
         }
         for gauge_name, gauge_value in gauge_values.items():

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from serve.api_messages import ImageRequest, Receipt
 from serve.auth import Caller
-from serve.replica_messages import SampleTask
+from serve.replica_messages import ImageSamplingTask
 from serve.subject_catalog import ServedSubject
 
 
 @dataclass(frozen=True)
-class Upload:
+class EditUpload:
     """The files of an edit, still encoded."""
 
     image: bytes
@@ -31,5 +31,5 @@ class GenerationSpec:
     caller: Caller
     request: ImageRequest
     subject: ServedSubject
-    sample_tasks: list[SampleTask]
+    sample_tasks: list[ImageSamplingTask]
     deadline_s: float

@@ -11,19 +11,19 @@ from serve.api_errors import APIError, storage_away_error
 from serve.api_messages import ImageAnswer, ImageRequest, ImagesAnswer
 from serve.base_url import find_base_url
 from serve.generation_spec import EncodedImage
-from serve.signed_files import SignedFiles
+from serve.signed_image_files import SignedImageFiles
 
 
-def refuse_urls(body: ImageRequest, where: str) -> None:
+def refuse_url_response_format(body: ImageRequest, where: str) -> None:
     """raises APIError where a request asks for URLs and there are none. where: ends the sentence"""
     if body.response_format == "url":
         error_message = f"response_format=url is not for {where}"
         raise APIError(400, "invalid_value", error_message, param="response_format")
 
 
-async def write_answer(
+async def build_images_answer_json(
     request: Request,
-    signed_files: SignedFiles,
+    signed_files: SignedImageFiles,
     urls_base: str | None,
     body: ImageRequest,
     encoded_images: list[EncodedImage],
@@ -46,18 +46,18 @@ async def write_answer(
             for e in encoded_images
         ]
     receipt = encoded_images[0].receipt
-    answer = ImagesAnswer(
+    images_answer = ImagesAnswer(
         created=int(time.time()),
         data=image_answers,
         output_format=body.output_format,
         size=f"{receipt.width}x{receipt.height}",
     )
-    absent_field = "b64_json" if body.response_format == "url" else "url"
-    return answer.model_dump_json(exclude={"data": {"__all__": {absent_field}}})
+    excluded_image_field = "b64_json" if body.response_format == "url" else "url"
+    return images_answer.model_dump_json(exclude={"data": {"__all__": {excluded_image_field}}})
 
 
 async def _store_images(
-    signed_files: SignedFiles, body: ImageRequest, encoded_images: list[EncodedImage]
+    signed_files: SignedImageFiles, body: ImageRequest, encoded_images: list[EncodedImage]
 ) -> list[str]:
     """Their signed paths."""
     try:

@@ -62,7 +62,7 @@ def load_image_classifier(config: SafetyConfig) -> ImageClassifier | None:
     """What safety.images names; raises ConfigError."""
     if config.images == "off":
         return None
-    classifier: ImageClassifier = _load_class(
+    classifier: ImageClassifier = _load_classifier_class(
         _BUILT_IN.get(config.images, config.images), "safety.images"
     )(config.images_model)
     return classifier
@@ -72,16 +72,18 @@ def load_prompt_classifier(config: SafetyConfig) -> PromptClassifier | None:
     """What safety.prompt_classifier names; raises ConfigError."""
     if config.prompt_classifier is None:
         return None
-    classifier: PromptClassifier = _load_class(
+    classifier: PromptClassifier = _load_classifier_class(
         config.prompt_classifier, "safety.prompt_classifier"
     )()
     return classifier
 
 
-def _load_class(path: str, key: str) -> type:
-    module_name, _, class_name = path.partition(":")
+def _load_classifier_class(path: str, key: str) -> type:
+    module_name, _, classifier_class_name = path.partition(":")
     try:
-        classifier_class: type = getattr(importlib.import_module(module_name), class_name)
+        classifier_class: type = getattr(
+            importlib.import_module(module_name), classifier_class_name
+        )
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{key}={path!r} can't be loaded ({error}); write package.module:Class"

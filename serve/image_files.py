@@ -29,7 +29,7 @@ def read_upload(data: bytes, param: str, max_px: int) -> Image.Image:
             # Pillow's own warning of large images comes before our bound is asked.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_READABLE_FORMATS)
-        _check_size(image, param, max_px)
+        _check_upload_size(image, param, max_px)
         image.load()
     except APIError:
         raise
@@ -47,7 +47,7 @@ def read_upload(data: bytes, param: str, max_px: int) -> Image.Image:
     return image
 
 
-def _check_size(image: Image.Image, param: str, max_px: int) -> None:
+def _check_upload_size(image: Image.Image, param: str, max_px: int) -> None:
     if image.width * image.height > max_px:
         raise APIError(
             400, "image_too_large",
@@ -64,7 +64,7 @@ def read_start_image(data: bytes, size_px: tuple[int, int] | None, max_px: int) 
     image = show_as_rgb(read_upload(data, "image", max_px))
     if size_px is not None and image.size != size_px:
         image = image.resize(size_px, Image.Resampling.LANCZOS)
-    return Pixels.from_image(image)
+    return Pixels.from_pil_image(image)
 
 
 def read_mask(data: bytes, size_px: tuple[int, int], max_px: int) -> Pixels:
@@ -78,7 +78,7 @@ def read_mask(data: bytes, size_px: tuple[int, int], max_px: int) -> Pixels:
         image = alpha_channel.point(lambda v: 0 if v >= 128 else 255)
     else:
         image = image.convert("L").point(lambda v: 255 if v >= 128 else 0)
-    return Pixels.from_image(image.resize(size_px, Image.Resampling.NEAREST))
+    return Pixels.from_pil_image(image.resize(size_px, Image.Resampling.NEAREST))
 
 
 def hash_pixels(pixels: Pixels | None) -> str | None:
@@ -90,7 +90,7 @@ def encode_image(
     pixels: Pixels, receipt: Receipt | None, output_format: OutputFormat, quality: int = 100
 ) -> bytes:
     """An image file with its receipt inside: PNG text `receipt`, EXIF description elsewhere."""
-    image, buffer = pixels.to_image(), io.BytesIO()
+    image, buffer = pixels.to_pil_image(), io.BytesIO()
     # ASCII: EXIF has no other letters.
     receipt_json = None if receipt is None else json.dumps(receipt.model_dump(exclude_none=True))
     if output_format == "png":

@@ -2,10 +2,10 @@
 
 from serve import image_files
 from serve.api_messages import AdapterReceipt, Receipt
-from serve.replica_messages import Finished, SampleTask
+from serve.replica_messages import Finished, ImageSamplingTask
 
 
-def build_receipt(model: str, sample_task: SampleTask, finished: Finished) -> Receipt:
+def build_receipt(model: str, sample_task: ImageSamplingTask, finished: Finished) -> Receipt:
     """model: as it is named, with its version"""
     pixels = finished.pixels
     return Receipt(
@@ -23,11 +23,13 @@ def build_receipt(model: str, sample_task: SampleTask, finished: Finished) -> Re
         mask_sha256=image_files.hash_pixels(sample_task.mask),
         adapters=[
             AdapterReceipt(
-                model=task.artifact.id if task.artifact else None,
-                file=task.file,
-                weight=task.weight,
+                model=adapter_task.artifact.id if adapter_task.artifact else None,
+                file=adapter_task.file,
+                weight=adapter_task.weight,
                 sha256=digest,
             )
-            for task, digest in zip(sample_task.adapters, finished.adapter_sha256s, strict=True)
+            for adapter_task, digest in zip(
+                sample_task.adapters, finished.adapter_sha256s, strict=True
+            )
         ],
     )

@@ -21,14 +21,14 @@ from serve.api_errors import APIError, busy_error
 from serve.api_messages import EditRequest, ImageRequest
 from serve.auth import Caller
 from serve.gateway_metrics import Metrics
-from serve.generation_spec import EncodedImage, GenerationSpec, Upload
+from serve.generation_spec import EditUpload, EncodedImage, GenerationSpec
 from serve.image_receipts import build_receipt
 from serve.replica_messages import (
     Event,
     Failed,
     Finished,
+    ImageSamplingTask,
     Preview,
-    SampleTask,
 )
 from serve.replica_pool import ReplicaPool
 from serve.safety import SafetyResult
@@ -77,15 +77,15 @@ class ImageService:
         self._metrics, self._checks, self._signer = metrics, checks, signer
 
     async def resolve_request(
-        self, caller: Caller, request: ImageRequest, upload: Upload | None = None
+        self, caller: Caller, request: ImageRequest, upload: EditUpload | None = None
     ) -> GenerationSpec:
         """Check a request and find its subject; raises APIError for all that is wrong with it."""
-        self._check_bounds(request)
-        subject = await self._catalog.resolve(request.model, caller.may_see)
+        self._check_request_limits(request)
+        subject = await self._catalog.resolve_model_id(request.model, caller.may_see_subject)
         await self._check_prompt(request)
         seed = request.seed if request.seed is not None else secrets.randbelow(2**32)
         width_px, height_px = request.size_px or (None, None)
-        first_task = SampleTask(
+        first_task = ImageSamplingTask(
             request.prompt, seed, request.negative_prompt, request.sampling_params,
             width_px, height_px,
             adapters=await resolve_adapters(self._catalog, caller, request.adapters),
@@ -94,25 +94,25 @@ class ImageService:
             progress_interval_s=_STREAM_PROGRESS_S if request.stream else _PROGRESS_S,
         )  # fmt: skip
         if upload is not None and isinstance(request, EditRequest):
-            first_task = await asyncio.to_thread(self._add_upload, first_task, upload, request)
+            first_task = await asyncio.to_thread(self._add_edit_images, first_task, upload, request)
         sample_tasks = [replace(first_task, seed=seed + k) for k in range(request.n)]
         deadline_s = min(request.deadline_s or float("inf"), self._config.limits.deadline_s)
         return GenerationSpec(caller, request, subject, sample_tasks, deadline_s)
 
-    def _check_bounds(self, request: ImageRequest) -> None:
+    def _check_request_limits(self, request: ImageRequest) -> None:
         limits, longest_side_px = self._config.limits, max(request.size_px or (0, 0))
-        longest_prompt_length = max(len(request.prompt), len(request.negative_prompt))
-        bounds = (
+        longest_prompt_characters = max(len(request.prompt), len(request.negative_prompt))
+        values_and_limits = (
             ("n", request.n, limits.images),
             ("num_inference_steps", request.num_inference_steps, limits.steps),
             ("size", longest_side_px, limits.side_px),
-            ("prompt", longest_prompt_length, limits.prompt_characters),
+            ("prompt", longest_prompt_characters, limits.prompt_characters),
             ("adapters", len(request.adapters), limits.adapters),
         )
-        for param, value, limit in bounds:
+        for field_name, value, limit in values_and_limits:
             if value > limit:
-                error_message = f"{param} is {value} and at most {limit} is taken here"
-                raise APIError(400, "above_limit", error_message, param=param)
+                error_message = f"{field_name} is {value} and at most {limit} is taken here"
+                raise APIError(400, "above_limit", error_message, param=field_name)
         if request.size_px and any(s % 8 for s in request.size_px):
             error_message = f"size={request.size} must be multiples of 8"
             raise APIError(400, "invalid_value", error_message, param="size")
@@ -125,9 +125,9 @@ class ImageService:
         if safety_result.refused:
             raise _policy_error(safety_result, "prompt")
 
-    def _add_upload(
-        self, sample_task: SampleTask, upload: Upload, request: EditRequest
-    ) -> SampleTask:
+    def _add_edit_images(
+        self, sample_task: ImageSamplingTask, upload: EditUpload, request: EditRequest
+    ) -> ImageSamplingTask:
         max_px = self._config.limits.upload_px
         image = image_files.read_start_image(upload.image, request.size_px, max_px)
         mask = None
@@ -150,7 +150,7 @@ class ImageService:
             width_px=image.width_px, height_px=image.height_px,
         )  # fmt: skip
 
-    def count_error(self, api_error: APIError) -> None:
+    def count_refusal(self, api_error: APIError) -> None:
         """Count one that the HTTP side does not see: in a stream that has begun, or of a job."""
         self._metrics.refusals.labels(api_error.code).inc()
 
@@ -170,7 +170,7 @@ class ImageService:
     def _measure_work(self, spec: GenerationSpec) -> ImageWork:
         # All images of a request have one size.
         first_task, pool = spec.sample_tasks[0], self.find_pool(spec.subject)
-        step_cost = pool.step_cost(spec.subject.artifact, first_task)
+        step_cost = pool.relative_step_cost(spec.subject.artifact, first_task)
         steps_per_image = [task.steps for task in spec.sample_tasks]
         return ImageWork(steps_per_image, step_cost, first_task.size_px)
 
@@ -223,7 +223,7 @@ class ImageService:
             self.find_pool(spec.subject),
             time.monotonic(),
         )
-        finished: Finished | None = None
+        finished_event: Finished | None = None
         has_sent_preview = False
         async with reservation:
             events = pool.sample(spec.subject.artifact, sample_task, reservation)
@@ -237,37 +237,39 @@ class ImageService:
                         has_sent_preview = True
                         self._metrics.first_preview.observe(time.monotonic() - started_s)
                     if isinstance(event, Finished):
-                        finished = event
+                        finished_event = event
                     else:
                         on_event(index, event)
             finally:
                 await events.aclose()  # type: ignore[attr-defined]
-        if finished is None:
+        if finished_event is None:
             raise busy_error("the replica gave no image; come again", 5.0, "replica_died")
-        encoded_image = await asyncio.to_thread(self._encode_image, spec, sample_task, finished)
+        encoded_image = await asyncio.to_thread(
+            self._check_and_encode_image, spec, sample_task, finished_event
+        )
         self._metrics.images.labels(spec.subject.name).inc()
         self._metrics.latency.labels(spec.subject.name).observe(time.monotonic() - started_s)
-        on_event(index, finished)
+        on_event(index, finished_event)
         return encoded_image
 
     async def _passes_checks(self, preview: Preview) -> bool:
         """Whether a preview passes the check that the image will have to pass."""
         if self._checks is None:
             return True
-        image = preview.pixels.to_image()
+        image = preview.pixels.to_pil_image()
         return not (await asyncio.to_thread(self._checks.check_image, image)).refused
 
-    def _encode_image(
-        self, spec: GenerationSpec, sample_task: SampleTask, finished: Finished
+    def _check_and_encode_image(
+        self, spec: GenerationSpec, sample_task: ImageSamplingTask, finished: Finished
     ) -> EncodedImage:
         if self._checks is not None:
-            safety_result = self._checks.check_image(finished.pixels.to_image())
+            safety_result = self._checks.check_image(finished.pixels.to_pil_image())
             if safety_result.refused:
                 raise _policy_error(safety_result, "image")
         receipt = build_receipt(spec.subject.id, sample_task, finished)
-        request = spec.request
+        image_request = spec.request
         image_bytes = image_files.encode_image(
-            finished.pixels, receipt, request.output_format, request.output_compression
+            finished.pixels, receipt, image_request.output_format, image_request.output_compression
         )
         if self._signer is not None:
             image_bytes = self._signer.sign(image_bytes, receipt.model_dump(exclude_none=True))
@@ -277,8 +279,8 @@ class ImageService:
 def _failure_error(event: Failed) -> APIError:
     if event.kind in _FAILURES:
         http_status, code = _FAILURES[event.kind]
-        param = "model" if event.kind == "damaged" else None
-        return APIError(http_status, code, event.message, param=param)
+        error_param = "model" if event.kind == "damaged" else None
+        return APIError(http_status, code, event.message, param=error_param)
     if event.kind == "capacity":
         return busy_error(event.message, 5.0, "no_capacity")
     _LOG.error("studio.failed", extra={"error": event.message})
@@ -288,9 +290,9 @@ def _failure_error(event: Failed) -> APIError:
 def _policy_error(safety_result: SafetyResult, param: str) -> APIError:
     detail_fields = ("category", "score", "spans", "fingerprint")
     error_details = {field: getattr(safety_result, field) for field in detail_fields}
-    refused_part = "the image drawn" if param == "image" else param
+    refused_content = "the image drawn" if param == "image" else param
     error_message = (
-        f"{refused_part} is against the policy of this endpoint: {safety_result.category}"
+        f"{refused_content} is against the policy of this endpoint: {safety_result.category}"
     )
     return APIError(
         400, "content_policy_violation", error_message, param=param, details=error_details

@@ -13,7 +13,7 @@ def check_listen_address(host: str, port: int) -> None:
     """
     try:
         # By name as well: "localhost" may be an address of either kind.
-        family, _, _, _, address = socket.getaddrinfo(
+        address_family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
@@ -21,17 +21,17 @@ def check_listen_address(host: str, port: int) -> None:
             f"host={host!r} is no address that is known here ({error}); give 127.0.0.1 for this "
             "machine alone, or 0.0.0.0 for all who reach it"
         ) from error
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    with socket.socket(address_family, socket.SOCK_STREAM) as listening_socket:
         # Connections that have ended a moment ago are in nobody's way.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(address)
-            listener.listen()
+            listening_socket.bind(address)
+            listening_socket.listen()
         except OSError as error:
-            raise ConfigError(_explain(error, host, port)) from error
+            raise ConfigError(_explain_listen_error(error, host, port)) from error
 
 
-def _explain(error: OSError, host: str, port: int) -> str:
+def _explain_listen_error(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
             f"port={port} is in use at {host}: another program listens there, perhaps another "

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api_errors import APIError
 from serve.gateway_metrics import Metrics
-from serve.signed_files import ROUTE as FILES_ROUTE
+from serve.signed_image_files import ROUTE as FILES_ROUTE
 
 _LOG = logging.getLogger("dreambooth.serve")
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
@@ -54,7 +54,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, started_s = Headers(scope=scope), time.monotonic()
+        headers, request_started_s = Headers(scope=scope), time.monotonic()
         is_head = scope["method"] == "HEAD"
         scope = _tidy_scope(scope)
         client_request_id = headers.get("x-request-id", "")
@@ -79,7 +79,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            api_error = self._check_headers(headers)
+            api_error = self._check_request_headers(headers)
             if api_error is not None:
                 self._metrics.refusals.labels(api_error.code).inc()
                 response = JSONResponse(api_error.body, api_error.status, headers=api_error.headers)
@@ -96,17 +96,17 @@ class RequestMiddleware:
                     "route": route,
                     "status": http_status,
                     "caller": scope["state"].get("caller"),
-                    "seconds": round(time.monotonic() - started_s, 4),
+                    "seconds": round(time.monotonic() - request_started_s, 4),
                 },
             )
 
-    def _check_headers(self, headers: Headers) -> APIError | None:
+    def _check_request_headers(self, headers: Headers) -> APIError | None:
         if headers.get("content-encoding", "identity").lower() != "identity":
             return APIError(415, "unsupported_encoding", "send the body without Content-Encoding")
-        length = headers.get("content-length", "0")
-        if not length.isascii() or not length.isdigit():
+        content_length = headers.get("content-length", "0")
+        if not content_length.isascii() or not content_length.isdigit():
             return APIError(400, "invalid_length", "Content-Length is no number")
-        if int(length) > self._body_bytes:
+        if int(content_length) > self._body_bytes:
             return self._too_large_error()
         return None
 
@@ -115,15 +115,15 @@ class RequestMiddleware:
         return APIError(413, "body_too_large", error_message)
 
     def _limit_body(self, receive: Receive) -> Receive:
-        received = 0
+        received_bytes = 0
 
         async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._body_bytes:
+            nonlocal received_bytes
+            asgi_message = await receive()
+            received_bytes += len(asgi_message.get("body", b""))
+            if received_bytes > self._body_bytes:
                 raise HTTPException(413, str(self._too_large_error()))
-            return message
+            return asgi_message
 
         return receive_limited
 
@@ -132,8 +132,8 @@ def _tidy_scope(scope: Scope) -> Scope:
     """HEAD is asked as GET, and slashes too many are passed over, as clients join them."""
     path = re.sub(r"/{2,}", "/", scope["path"])
     path = path.rstrip("/") or "/"
-    method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    return {**scope, "path": path, "raw_path": path.encode(), "method": method}
+    http_method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "path": path, "raw_path": path.encode(), "method": http_method}
 
 
 def _add_security_headers(headers: MutableHeaders, path: str) -> None:
@@ -151,15 +151,17 @@ class JsonLineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        line: dict[str, Any] = {
+        log_line: dict[str, Any] = {
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
             "event": record.msg if not record.args else record.getMessage(),
         }
-        line |= {k: getattr(record, k) for k in _LOG_FIELDS if getattr(record, k, None) is not None}
+        log_line |= {
+            k: getattr(record, k) for k in _LOG_FIELDS if getattr(record, k, None) is not None
+        }
         if record.exc_info and record.exc_info[0] is not None:
-            line["error"] = record.exc_info[0].__name__
-        return json.dumps(line)
+            log_line["error"] = record.exc_info[0].__name__
+        return json.dumps(log_line)
 
 
 def log_to_stderr() -> None:

@@ -26,13 +26,13 @@ from dreambooth_ray.models.model_mirror import share_model
 from dreambooth_ray.models.model_source import parse_source
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.artifact_files import download_whole
+from dreambooth_ray.storage.artifact_files import download_whole_artifact
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
 from serve.adapter_cache import AdapterCache, LoadedAdapter
 from serve.allowed_adapters import AdapterFolder
 from serve.loaded_model import LoadedModel, ModelLease, estimate_loaded_bytes
-from serve.replica_messages import AdapterTask, Artifact
+from serve.replica_messages import Artifact, RequestedAdapter
 
 
 class ModelCache:
@@ -66,7 +66,7 @@ class ModelCache:
 
     @contextmanager
     def lease(
-        self, artifact: Artifact, adapters: Sequence[AdapterTask] = ()
+        self, artifact: Artifact, adapters: Sequence[RequestedAdapter] = ()
     ) -> Iterator[ModelLease]:
         """Lease what samples an artifact; it stays loaded for the length of the block.
 
@@ -74,38 +74,38 @@ class ModelCache:
         raises: CheckpointError if it is damaged, ConfigError, CapacityError
         """
         with self._lease_model(artifact) as lease, ExitStack() as stack:
-            adapter_uses, digests = list(lease.adapters), []
-            for adapter_task in adapters:
-                name, digest = stack.enter_context(self._lease_adapter(lease, adapter_task))
-                adapter_uses.append(AdapterUse(name, adapter_task.weight))
+            adapter_mix, digests = list(lease.adapters), []
+            for requested_adapter in adapters:
+                name, digest = stack.enter_context(self._lease_adapter(lease, requested_adapter))
+                adapter_mix.append(AdapterUse(name, requested_adapter.weight))
                 digests.append(digest)
-            yield replace(lease, adapters=tuple(adapter_uses), adapter_sha256s=tuple(digests))
+            yield replace(lease, adapters=tuple(adapter_mix), adapter_sha256s=tuple(digests))
 
     @contextmanager
-    def _lease_adapter(self, lease: ModelLease, task: AdapterTask) -> Iterator[tuple[str, str]]:
+    def _lease_adapter(
+        self, lease: ModelLease, task: RequestedAdapter
+    ) -> Iterator[tuple[str, str]]:
         """Name and SHA-256 of an adapter on the lease's engine."""
         path, digest = self._folder.locate(task.file) if task.file is not None else (None, None)
-        adapter_id = (
-            f"{task.file}@{str(digest)[:12]}" if task.artifact is None else task.artifact.id
-        )
-        adapter = self._adapters.acquire(lease.engine_id, adapter_id)
+        name = f"{task.file}@{str(digest)[:12]}" if task.artifact is None else task.artifact.id
+        adapter = self._adapters.acquire(lease.engine_id, name)
         if adapter is None:
             with self._load_lock:
-                adapter = self._adapters.acquire(lease.engine_id, adapter_id)
+                adapter = self._adapters.acquire(lease.engine_id, name)
                 if adapter is None and path is not None and digest is not None:
-                    self._adapters.add(lease.engine_id, lease.engine, adapter_id, path, digest)
+                    self._adapters.add(lease.engine_id, lease.engine, name, path, digest)
                 elif adapter is None and task.artifact is not None:
                     self._load_extra_adapter(lease, task.artifact)
-                adapter = adapter or self._adapters.acquire(lease.engine_id, adapter_id)
+                adapter = adapter or self._adapters.acquire(lease.engine_id, name)
         if adapter is None:
-            raise CapacityError(f"adapter {adapter_id} was evicted while it was loaded; ask again")
+            raise CapacityError(f"adapter {name} was evicted while it was loaded; ask again")
         try:
             if task.sha256 not in (None, adapter.weights_sha256):
                 raise ConfigError(
-                    f"adapters: {task.file or adapter_id} has other weights now than sha256="
+                    f"adapters: {task.file or name} has other weights now than sha256="
                     f"{task.sha256} asks for; leave sha256 out to take them"
                 )
-            yield adapter_id, adapter.weights_sha256
+            yield name, adapter.weights_sha256
         finally:
             self._adapters.release(adapter)
 
@@ -181,7 +181,7 @@ class ModelCache:
 
     def _load_artifact(self, artifact: Artifact) -> None:
         if artifact.uri is not None:
-            directory = self._find_base(artifact.uri, "models")
+            directory = self._find_base_folder(artifact.uri, "models")
             num_bytes = estimate_loaded_bytes(directory, self._bytes_per_weight)
             self._add_engine(artifact.id, directory, num_bytes, base=True)
             return
@@ -204,7 +204,7 @@ class ModelCache:
             # Everything is in memory now; the next load verifies the bytes anew.
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _find_base(self, uri: str, key: str) -> Path:
+    def _find_base_folder(self, uri: str, key: str) -> Path:
         if self._shares_models and not parse_source(uri).is_directory:
             return share_model(uri, key, Store(self._storage_uri))
         return model_directory(uri, key)
@@ -221,7 +221,7 @@ class ModelCache:
             raise CheckpointError(f"model {artifact.id} has changed in storage; ask again")
         bundle_folder = self._cache / artifact.id
         shutil.rmtree(bundle_folder, ignore_errors=True)
-        download_whole(store, str(artifact.folder), bundle_folder, manifest)
+        download_whole_artifact(store, str(artifact.folder), bundle_folder, manifest)
         return bundle_folder
 
     def _add_engine(self, id_: str, directory: Path, size_bytes: int, *, base: bool) -> None:
@@ -245,24 +245,24 @@ class ModelCache:
                 if not idle_ids:
                     raise CapacityError(f"model {id_} waits for memory that others draw with")
                 evicted_model = self._engines.pop(idle_ids[0])
-                self._adapters.drop_engine(idle_ids[0])
+                self._adapters.forget_engine_adapters(idle_ids[0])
             evicted_model.engine.close()
 
     def _load_extra_adapter(self, lease: ModelLease, artifact: Artifact) -> None:
         """Load another subject's adapters on an engine; raises ConfigError where they don't fit."""
-        directory = self._fetch_bundle(artifact)
+        bundle_folder = self._fetch_bundle(artifact)
         try:
-            base_hash = _read_base_hash(directory)
+            base_hash = _read_base_hash(bundle_folder)
             with self._state_lock:
-                loaded = self._engines[lease.engine_id]
-            if base_hash != loaded.base_hash:
+                loaded_base = self._engines[lease.engine_id]
+            if base_hash != loaded_base.base_hash:
                 raise ConfigError(
                     f"adapters: model {artifact.id} was trained on another base than the model "
                     "that is asked for"
                 )
-            self._add_adapter(lease.engine_id, artifact.id, directory)
+            self._add_adapter(lease.engine_id, artifact.id, bundle_folder)
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(bundle_folder, ignore_errors=True)
 
     def _add_adapter(self, engine_id: str, id_: str, directory: Path) -> None:
         engine, digest = self._engines[engine_id].engine, model_hash(directory)
@@ -275,17 +275,17 @@ class ModelCache:
         for base_id, loaded_base in loaded_bases.items():
             if loaded_base.base_hash == digest:
                 return base_id
-        for base_id, uri in self._bases.items():
+        for base_id, base_uri in self._bases.items():
             with self._state_lock:
-                loaded_model = self._engines.get(base_id)
-            if loaded_model is None:
-                directory = self._find_base(uri, f"models.{base_id}")
-                if not has_model_hash(directory, digest):
+                loaded_engine = self._engines.get(base_id)
+            if loaded_engine is None:
+                base_folder = self._find_base_folder(base_uri, f"models.{base_id}")
+                if not has_model_hash(base_folder, digest):
                     continue
-                loaded_bytes = estimate_loaded_bytes(directory, self._bytes_per_weight)
-                self._add_engine(base_id, directory, loaded_bytes, base=True)
+                loaded_bytes = estimate_loaded_bytes(base_folder, self._bytes_per_weight)
+                self._add_engine(base_id, base_folder, loaded_bytes, base=True)
                 return base_id
-            if has_model_hash(self._find_base(uri, f"models.{base_id}"), digest):
+            if has_model_hash(self._find_base_folder(base_uri, f"models.{base_id}"), digest):
                 return base_id
         raise ConfigError(
             f"model {id_} adapts a base model that is not served here (hash {digest[:12]}); add it "

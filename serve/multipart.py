@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from serve.api_errors import APIError
 from serve.api_messages import RequestBase
-from serve.generation_spec import Upload
+from serve.generation_spec import EditUpload
 
 M = TypeVar("M", bound=RequestBase)
 _FILES = {"image": "image", "image[]": "image", "mask": "mask"}
@@ -31,7 +31,7 @@ def build_request_schema(
     return {"requestBody": {"required": True, "content": body_content}}
 
 
-async def read_form(request: Request, form: type[M]) -> tuple[M, Upload]:
+async def read_form(request: Request, form: type[M]) -> tuple[M, EditUpload]:
     """A multipart form: its fields by `form`, its files as an Upload; raises APIError."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         error_message = "send multipart/form-data, with the image as the file `image`"
@@ -57,18 +57,20 @@ async def read_form(request: Request, form: type[M]) -> tuple[M, Upload]:
         if isinstance(error, HTTPException) and error.status_code == 413:
             raise
         raise APIError(400, "invalid_form", "the form can't be read; check its encoding") from error
-    return validate_fields(form, fields), _build_upload(files)
+    return validate_body_fields(form, fields), _build_upload(files)
 
 
-def _build_upload(files: dict[str, bytes]) -> Upload:
-    unknown_files = sorted(set(files) - {"image", "mask"})
-    if unknown_files:
-        error_message = f"unknown file {unknown_files[0][:80]!r}; send image, and mask if you like"
-        raise APIError(400, "unknown_parameter", error_message, param=unknown_files[0][:80])
+def _build_upload(files: dict[str, bytes]) -> EditUpload:
+    unknown_form_files = sorted(set(files) - {"image", "mask"})
+    if unknown_form_files:
+        error_message = (
+            f"unknown file {unknown_form_files[0][:80]!r}; send image, and mask if you like"
+        )
+        raise APIError(400, "unknown_parameter", error_message, param=unknown_form_files[0][:80])
     if "image" not in files:
         error_message = "image is missing; send it as a file"
         raise APIError(400, "missing_parameter", error_message, param="image")
-    return Upload(files["image"], files.get("mask"))
+    return EditUpload(files["image"], files.get("mask"))
 
 
 def check_json_type(request: Request) -> None:
@@ -76,10 +78,10 @@ def check_json_type(request: Request) -> None:
 
     A page of another site can send every other type without asking the endpoint first.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
+    body_media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body_media_type != "application/json" and not body_media_type.endswith("+json"):
         error_message = (
-            f"the body is {media_type[:80] or 'of no type'}; send JSON, with the header "
+            f"the body is {body_media_type[:80] or 'of no type'}; send JSON, with the header "
             "Content-Type: application/json"
         )
         raise APIError(415, "unsupported_media_type", error_message)
@@ -89,13 +91,13 @@ async def read_json(request: Request, body: type[M]) -> M:
     """A JSON body; raises APIError."""
     check_json_type(request)
     try:
-        json_content = json.loads(await request.body())
+        json_body = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
         raise APIError(400, "invalid_json", "the body is no JSON that can be read") from error
-    return validate_fields(body, json_content)
+    return validate_body_fields(body, json_body)
 
 
-def validate_fields(form: type[M], content: object) -> M:
+def validate_body_fields(form: type[M], content: object) -> M:
     """Fields by a message's rules; raises APIError naming the first at fault."""
     try:
         return form.model_validate(content)
@@ -105,19 +107,23 @@ def validate_fields(form: type[M], content: object) -> M:
 
 def build_validation_error(errors: list[dict[str, Any]]) -> APIError:
     """One validation error for people, without the value: it may be long, or private."""
-    first = errors[0]
+    first_error = errors[0]
     field_path = [
-        str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")
+        str(part) for part in first_error["loc"] if part not in ("body", "query", "path", "header")
     ]
-    param = ".".join(field_path)[:120] or None
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
+    field_name = ".".join(field_path)[:120] or None
+    error_detail = str(first_error["msg"]).removeprefix("Value error, ")
+    if first_error["type"] == "json_invalid":
         return APIError(400, "invalid_json", "the body is no JSON that can be read")
-    if first["type"] == "extra_forbidden":
-        error_text = f"{param!r} is not supported here; leave it out"
-        return APIError(400, "unknown_parameter", error_text, param=param)
-    if first["type"] == "missing":
-        error_text = f"{param or 'the body'} is missing; give it"
-        return APIError(400, "missing_parameter", error_text, param=param)
-    error_text = f"{param}: {message[:1].lower() + message[1:]}" if param else message
-    return APIError(400, "invalid_value", error_text[:500], param=param)
+    if first_error["type"] == "extra_forbidden":
+        error_text = f"{field_name!r} is not supported here; leave it out"
+        return APIError(400, "unknown_parameter", error_text, param=field_name)
+    if first_error["type"] == "missing":
+        error_text = f"{field_name or 'the body'} is missing; give it"
+        return APIError(400, "missing_parameter", error_text, param=field_name)
+    error_text = (
+        f"{field_name}: {error_detail[:1].lower() + error_detail[1:]}"
+        if field_name
+        else error_detail
+    )
+    return APIError(400, "invalid_value", error_text[:500], param=field_name)

@@ -37,7 +37,7 @@ class PollTimer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._idle_s):
                     await self._work_event.wait()
-        is_idle = not has_work and not self._work_event.is_set()
+        had_no_work = not has_work and not self._work_event.is_set()
         self._work_event.clear()
-        if not is_idle:
+        if not had_no_work:
             await asyncio.sleep(self._busy_s)

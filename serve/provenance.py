@@ -27,9 +27,12 @@ class Signer:
             raise ConfigError("provenance.certificate and provenance.private_key are not set")
         try:
             certificate = Path(config.certificate).read_text()
-            key = Path(config.private_key).read_text()
+            private_key = Path(config.private_key).read_text()
             signer_info = c2pa.C2paSignerInfo(
-                alg=b"es256", sign_cert=certificate.encode(), private_key=key.encode(), ta_url=None
+                alg=b"es256",
+                sign_cert=certificate.encode(),
+                private_key=private_key.encode(),
+                ta_url=None,
             )
             self._signer = c2pa.Signer.from_info(signer_info)
         except (OSError, c2pa.C2paError) as error:
@@ -46,7 +49,7 @@ class Signer:
         public_receipt = {
             k: v for k, v in receipt.items() if k not in ("prompt", "negative_prompt")
         }
-        manifest = {
+        provenance_manifest = {
             "claim_generator_info": [{"name": "dreambooth", "version": __version__}],
             "assertions": [
                 {
@@ -59,7 +62,7 @@ class Signer:
             ],
         }
         signed_image = io.BytesIO()
-        with c2pa.Builder(manifest) as builder:
+        with c2pa.Builder(provenance_manifest) as builder:
             builder.sign(self._signer, _media_type(data), io.BytesIO(data), signed_image)
         return signed_image.getvalue()
 
@@ -74,30 +77,34 @@ def read_provenance(data: bytes) -> dict[str, Any]:
     """
     try:
         with (
-            c2pa.Context.from_dict(_OFFLINE) as context,
-            c2pa.Reader(_media_type(data), io.BytesIO(data), context=context) as reader,
+            c2pa.Context.from_dict(_OFFLINE) as c2pa_context,
+            c2pa.Reader(
+                _media_type(data), io.BytesIO(data), context=c2pa_context
+            ) as provenance_reader,
         ):
-            manifest_store = json.loads(reader.json())
+            c2pa_manifests = json.loads(provenance_reader.json())
     except c2pa.C2paError.ManifestNotFound:
         return {"found": False}
     except c2pa.C2paError as error:
         return {"found": True, "valid": False, "problems": [str(error)]}
-    active = manifest_store["manifests"][manifest_store["active_manifest"]]
-    problems = [
-        problem["code"]
-        for problem in manifest_store.get("validation_status", [])
+    active_manifest = c2pa_manifests["manifests"][c2pa_manifests["active_manifest"]]
+    validation_problems = [
+        validation_problem["code"]
+        for validation_problem in c2pa_manifests.get("validation_status", [])
         # An issuer that is on no public list is no damage to the image.
-        if problem["code"] != "signingCredential.untrusted"
+        if validation_problem["code"] != "signingCredential.untrusted"
     ]
-    generators = active.get("claim_generator_info", [])
-    receipts = [a["data"] for a in active.get("assertions", []) if a["label"] == _RECEIPT]
+    generator_infos = active_manifest.get("claim_generator_info", [])
+    embedded_receipts = [
+        a["data"] for a in active_manifest.get("assertions", []) if a["label"] == _RECEIPT
+    ]
     return {
         "found": True,
-        "valid": not problems,
-        "generator": generators[0] if generators else None,
-        "issuer": active.get("signature_info", {}).get("issuer"),
-        "receipt": receipts[0] if receipts else None,
-        "problems": problems,
+        "valid": not validation_problems,
+        "generator": generator_infos[0] if generator_infos else None,
+        "issuer": active_manifest.get("signature_info", {}).get("issuer"),
+        "receipt": embedded_receipts[0] if embedded_receipts else None,
+        "problems": validation_problems,
     }
 
 

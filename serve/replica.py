@@ -25,11 +25,11 @@ from serve.replica_messages import (
     Event,
     Failed,
     Finished,
-    ModelCost,
+    ImageSamplingTask,
+    ModelStepCost,
     Pixels,
     Preview,
     ReplicaStatus,
-    SampleTask,
     SamplingProgress,
 )
 
@@ -53,7 +53,7 @@ class Replica:
         with pause_garbage_collection():
             import torch
 
-            from dreambooth_ray.models.weight_cache import set_cache_limit
+            from dreambooth_ray.models.weight_cache import set_model_cache_limit
             from serve.adapter_cache import AdapterCache
             from serve.allowed_adapters import AdapterFolder
             from serve.model_cache import ModelCache
@@ -64,7 +64,7 @@ class Replica:
         self._device = "cuda" if uses_gpu else "cpu"
         if not uses_gpu:
             torch.set_num_threads(1)
-        set_cache_limit(config.storage.model_cache_gb)
+        set_model_cache_limit(config.storage.model_cache_gb)
         self._cache = ScratchFolder(f"serve-{self.id}", config.storage.scratch)
         self._model_cache = ModelCache(
             dict(config.models), config.storage.uri, self._cache.path, self._open_engine,
@@ -107,7 +107,9 @@ class Replica:
             lease.engine.sample(requests)
         return batch_size * _WARM_UP_STEPS / (time.monotonic() - started_s)
 
-    async def sample(self, artifact: Artifact, sample_task: SampleTask) -> AsyncIterator[Event]:
+    async def sample(
+        self, artifact: Artifact, sample_task: ImageSamplingTask
+    ) -> AsyncIterator[Event]:
         """Events of one image, the last of them Finished or Failed.
 
         When the caller goes away the image's place is free within one step.
@@ -118,24 +120,24 @@ class Replica:
                 # In a thread: it may load the model, or wait for room.
                 lease = await asyncio.to_thread(stack.enter_context, lease_context)
             except Exception as error:  # told to the gateway, which knows what to answer
-                yield _build_failure(error)
+                yield _build_failed_event(error)
                 return
             async for event in self._stream_events(lease, sample_task):
                 yield event
 
     async def _stream_events(
-        self, lease: "ModelLease", sample_task: SampleTask
+        self, lease: "ModelLease", sample_task: ImageSamplingTask
     ) -> AsyncIterator[Event]:
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        image_events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop, last_progress_s = asyncio.get_running_loop(), 0.0
-        side_px = lease.engine.model_side_px
+        model_side_px = lease.engine.model_side_px
         step_cost = self._relative_step_cost(lease.engine) * lease.engine.step_costs.cost(
-            sample_task.relative_size(side_px)
+            sample_task.relative_size(model_side_px)
         )
 
         def put_event(event: Event | None) -> None:
             with suppress(RuntimeError):  # the loop of a replica that is going away
-                loop.call_soon_threadsafe(events.put_nowait, event)
+                loop.call_soon_threadsafe(image_events.put_nowait, event)
 
         def on_progress(step: int, total: int) -> None:
             nonlocal last_progress_s
@@ -146,7 +148,7 @@ class Replica:
                 put_event(SamplingProgress(step, total))
 
         def on_preview(step: int, image: Image.Image) -> None:
-            put_event(Preview(step, Pixels.from_image(image)))
+            put_event(Preview(step, Pixels.from_pil_image(image)))
 
         try:
             request_handle = lease.engine.submit(
@@ -156,13 +158,13 @@ class Replica:
                 num_previews=sample_task.num_previews,
             )
         except Exception as error:  # as above
-            yield _build_failure(error)
+            yield _build_failed_event(error)
             return
         try:
             request_handle.future.add_done_callback(lambda _: put_event(None))
-            while (event := await events.get()) is not None:
+            while (event := await image_events.get()) is not None:
                 yield event
-            yield _build_result(request_handle, lease)
+            yield _build_final_event(request_handle, lease)
         finally:
             request_handle.cancel()
 
@@ -183,7 +185,7 @@ class Replica:
             steps_done=round(self._steps_done),
             loaded_bytes=self._model_cache.size_bytes,
             loaded=self._model_cache.loaded_ids,
-            models=self._model_costs(),
+            models=self._list_step_costs(),
         )
 
     def _relative_step_cost(self, engine: "Engine") -> float:
@@ -191,9 +193,9 @@ class Replica:
         # Until a full batch has been timed, all models are taken for equal.
         return engine.step_costs.step_s * self._steps_per_s or 1.0
 
-    def _model_costs(self) -> tuple[ModelCost, ...]:
+    def _list_step_costs(self) -> tuple[ModelStepCost, ...]:
         return tuple(
-            ModelCost(
+            ModelStepCost(
                 model_ids, engine.model_side_px, self._relative_step_cost(engine),
                 engine.step_costs.costs_by_size(),
             )
@@ -206,15 +208,15 @@ class Replica:
 
     def _update_speed(self, now_s: float, active: int) -> None:
         """Steps a second as they are since the last report, if the batch was full then and now."""
-        is_full = active >= _FULL_FRACTION * self._config.replicas.batch
-        last_time_s, last_steps_done, was_full = self._last_report
-        self._last_report = (now_s, self._steps_done, is_full)
-        if is_full and was_full and now_s > last_time_s:
-            rate = (self._steps_done - last_steps_done) / (now_s - last_time_s)
-            self._steps_per_s += _SPEED_UPDATE_WEIGHT * (rate - self._steps_per_s)
-        first_model = next(iter(self._config.models))
+        is_batch_full = active >= _FULL_FRACTION * self._config.replicas.batch
+        last_time_s, last_steps_done, was_batch_full = self._last_report
+        self._last_report = (now_s, self._steps_done, is_batch_full)
+        if is_batch_full and was_batch_full and now_s > last_time_s:
+            measured_steps_per_s = (self._steps_done - last_steps_done) / (now_s - last_time_s)
+            self._steps_per_s += _SPEED_UPDATE_WEIGHT * (measured_steps_per_s - self._steps_per_s)
+        first_model_id = next(iter(self._config.models))
         for model_ids, engine in self._model_cache.list_engines():
-            if model_ids[0] == first_model and engine.step_costs.step_s:
+            if model_ids[0] == first_model_id and engine.step_costs.step_s:
                 self._steps_per_s = max(self._steps_per_s, 1 / engine.step_costs.step_s)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -230,7 +232,7 @@ class Replica:
             self._cache.remove()
 
 
-def _build_request(sample_task: SampleTask, adapters: "AdapterMix") -> "Request":
+def _build_request(sample_task: ImageSamplingTask, adapters: "AdapterMix") -> "Request":
     from dreambooth_ray.sampling.request import Request
 
     return Request(
@@ -240,22 +242,22 @@ def _build_request(sample_task: SampleTask, adapters: "AdapterMix") -> "Request"
         params=sample_task.params,
         width_px=sample_task.width_px,
         height_px=sample_task.height_px,
-        image=sample_task.image.to_image() if sample_task.image else None,
-        mask=sample_task.mask.to_image() if sample_task.mask else None,
+        image=sample_task.image.to_pil_image() if sample_task.image else None,
+        mask=sample_task.mask.to_pil_image() if sample_task.mask else None,
         strength=sample_task.strength,
         adapters=adapters,
     )
 
 
-def _build_result(request_handle: "RequestHandle", lease: "ModelLease") -> Event:
+def _build_final_event(request_handle: "RequestHandle", lease: "ModelLease") -> Event:
     if request_handle.future.cancelled():
         return Failed("internal", "the replica is closing; ask again")
     error = request_handle.future.exception()
     if error is not None:
-        return _build_failure(error)
+        return _build_failed_event(error)
     sample_output: SampleOutput = request_handle.future.result()
     return Finished(
-        Pixels.from_image(sample_output.image),
+        Pixels.from_pil_image(sample_output.image),
         lease.weights_sha256,
         sample_output.request.params,
         lease.base_sha256,
@@ -263,7 +265,7 @@ def _build_result(request_handle: "RequestHandle", lease: "ModelLease") -> Event
     )
 
 
-def _build_failure(error: BaseException) -> Failed:
+def _build_failed_event(error: BaseException) -> Failed:
     kind_by_error_class = {
         ConfigError: "config",
         CapacityError: "capacity",

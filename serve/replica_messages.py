@@ -18,11 +18,11 @@ class Pixels:
     data: bytes
 
     @classmethod
-    def from_image(cls, image: Image.Image) -> "Pixels":
+    def from_pil_image(cls, image: Image.Image) -> "Pixels":
         """From a PIL image of mode RGB or L."""
         return cls(image.mode, image.width, image.height, image.tobytes())
 
-    def to_image(self) -> Image.Image:
+    def to_pil_image(self) -> Image.Image:
         """As a PIL image."""
         return Image.frombytes(self.mode, (self.width_px, self.height_px), self.data)
 
@@ -44,7 +44,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class AdapterTask:
+class RequestedAdapter:
     """An adapter to sample with, beside the model itself.
 
     artifact: of another subject; or file: a name below adapters.folder
@@ -58,7 +58,7 @@ class AdapterTask:
 
 
 @dataclass(frozen=True)
-class SampleTask:
+class ImageSamplingTask:
     """One image to sample, in the engine's terms.
 
     progress_interval_s: seconds between two reports of progress, at least
@@ -73,7 +73,7 @@ class SampleTask:
     image: Pixels | None = None
     mask: Pixels | None = None
     strength: float = 0.8
-    adapters: tuple[AdapterTask, ...] = ()
+    adapters: tuple[RequestedAdapter, ...] = ()
     num_previews: int = 0
     progress_interval_s: float = 0.2
 
@@ -96,7 +96,7 @@ class SampleTask:
         return self.width_px, self.height_px
 
     @property
-    def fingerprint(self) -> str:
+    def prompt_fingerprint(self) -> str:
         """Of the prompt, for logs that must not show it."""
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
 
@@ -143,7 +143,7 @@ Event = SamplingProgress | Preview | Finished | Failed
 
 
 @dataclass(frozen=True)
-class ModelCost:
+class ModelStepCost:
     """What a loaded model's steps cost.
 
     ids:           the model's and its adapters', as in Artifact
@@ -173,4 +173,4 @@ class ReplicaStatus:
     steps_done: int
     loaded_bytes: int
     loaded: tuple[str, ...] = field(default=())
-    models: tuple[ModelCost, ...] = field(default=())
+    models: tuple[ModelStepCost, ...] = field(default=())

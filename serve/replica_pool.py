@@ -22,8 +22,8 @@ from serve.replica_messages import (
     Event,
     Failed,
     Finished,
+    ImageSamplingTask,
     ReplicaStatus,
-    SampleTask,
     SamplingProgress,
 )
 
@@ -58,9 +58,9 @@ class ReplicaPool:
         """Ask the replicas for their status, and tell them their share of what waits here."""
         backlog_per_replica = self.admission.waiting_steps // max(1, len(self.statuses))
         try:
-            responses = self._handle.broadcast("report_status", backlog_per_replica)
+            status_responses = self._handle.broadcast("report_status", backlog_per_replica)
             async with asyncio.timeout(_POLL_TIMEOUT_S):
-                self.statuses = await responses.results_async()
+                self.statuses = await status_responses.results_async()
         except DeploymentUnavailableError:
             self.statuses = []
         except (TimeoutError, RayActorError, RayTaskError, RuntimeError) as error:
@@ -68,24 +68,30 @@ class ReplicaPool:
             _LOG.info("pool.look_failed", extra={"pool": self.name, "error": type(error).__name__})
             return
         replica_speeds = [r.steps_per_s for r in self.statuses]
-        self.admission.set_replicas(
+        self.admission.set_pool_speed(
             len(replica_speeds),
             sum(replica_speeds) / len(replica_speeds) if replica_speeds else 0.0,
         )
         self.has_been_ready = self.has_been_ready or bool(replica_speeds)
 
-    def step_cost(self, artifact: Artifact, sample_task: SampleTask) -> float:
+    def relative_step_cost(self, artifact: Artifact, sample_task: ImageSamplingTask) -> float:
         """What a step of this image costs, in those that admission counts in."""
-        model_costs = [model_cost for status in self.statuses for model_cost in status.models]
-        if not model_costs:
+        model_step_costs = [
+            model_step_cost for status in self.statuses for model_step_cost in status.models
+        ]
+        if not model_step_costs:
             return 1.0
         # What is not loaded anywhere is taken for one that is.
-        model_cost = next((m for m in model_costs if artifact.id in m.ids), model_costs[0])
-        relative_size = sample_task.relative_size(model_cost.side_px)
-        return model_cost.step_cost * estimate_step_cost(relative_size, model_cost.costs_by_size)
+        model_step_cost = next(
+            (m for m in model_step_costs if artifact.id in m.ids), model_step_costs[0]
+        )
+        relative_size = sample_task.relative_size(model_step_cost.side_px)
+        return model_step_cost.step_cost * estimate_step_cost(
+            relative_size, model_step_cost.costs_by_size
+        )
 
     async def sample(
-        self, artifact: Artifact, sample_task: SampleTask, reservation: Reservation
+        self, artifact: Artifact, sample_task: ImageSamplingTask, reservation: Reservation
     ) -> AsyncIterator[Event]:
         """Events of one image that has its reservation.
 
@@ -93,22 +99,22 @@ class ReplicaPool:
         raises: APIError 503
         """
         for attempt in range(2):
-            event_stream = self._handle.options(stream=True).sample.remote(artifact, sample_task)
-            is_finished = False
+            replica_events = self._handle.options(stream=True).sample.remote(artifact, sample_task)
+            has_final_event = False
             try:
-                async for event in event_stream:
+                async for event in replica_events:
                     if isinstance(event, SamplingProgress):
                         reservation.set_remaining_steps(event.total - event.step)
-                    is_finished = isinstance(event, Finished | Failed)
+                    has_final_event = isinstance(event, Finished | Failed)
                     yield event
-                if is_finished:
+                if has_final_event:
                     return
             except BackPressureError as error:
                 raise busy_error("the replicas' queues are full; come again", 1.0) from error
             except DeploymentUnavailableError as error:
                 raise busy_error("no replica can be started; come again later", 30.0) from error
             except _DEATH_ERRORS as error:
-                is_finished = True
+                has_final_event = True
                 if attempt:
                     error_message = (
                         "the replica that drew this died, and so did the next; come again"
@@ -119,6 +125,6 @@ class ReplicaPool:
                 await asyncio.sleep(_RETRY_S)
                 _LOG.warning("pool.retry", extra={"pool": self.name, "error": type(error).__name__})
             finally:
-                if not is_finished:
-                    event_stream.cancel()
+                if not has_final_event:
+                    replica_events.cancel()
         raise busy_error("the replica went away in the middle; come again", 5.0, "replica_died")

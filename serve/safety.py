@@ -50,7 +50,7 @@ class SafetyResult:
 CLEAN = SafetyResult("none", 0.0)
 
 
-class Category(BaseModel):
+class PolicyCategory(BaseModel):
     """One kind of content in a policy file.
 
     phrases:  regular expressions over whole words, case and accents left out
@@ -64,13 +64,13 @@ class Category(BaseModel):
     combined: tuple[tuple[str, ...], ...] = ()
 
 
-class Policy(BaseModel):
+class ContentPolicy(BaseModel):
     """A policy file: refused are categories whose score reaches `threshold`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threshold: float = Field(0.5, ge=0, le=1)
-    categories: dict[str, Category]
+    categories: dict[str, PolicyCategory]
 
 
 class Safety:
@@ -92,14 +92,14 @@ class Safety:
 
     def check_prompt(self, text: str) -> SafetyResult:
         """The worst that the policy finds in a text, with the phrases and their offsets."""
-        results = [CLEAN]
+        safety_results = [CLEAN]
         if self._policy is not None:
-            results += _apply_policy(text, self._policy)
+            safety_results += _apply_policy(text, self._policy)
         if self._prompt_classifier is not None:
-            results += _apply_classifier(text, self._prompt_classifier)
-        worst_result = max(results, key=lambda v: (v.refused, v.score))
+            safety_results += _apply_prompt_classifier(text, self._prompt_classifier)
+        worst_result = max(safety_results, key=lambda v: (v.refused, v.score))
         return (
-            _log_result("prompt", worst_result, text.encode())
+            _log_refusal("prompt", worst_result, text.encode())
             if worst_result.refused
             else worst_result
         )
@@ -108,18 +108,26 @@ class Safety:
         """What the classifier says of an image."""
         if self._image_classifier is None:
             return CLEAN
-        score = self._image_classifier.score(image)
-        is_refused = score >= self._image_classifier.threshold
-        result = SafetyResult(self._image_classifier.category, round(score, 4), refused=is_refused)
-        return _log_result("picture", result, image.tobytes()) if is_refused else result
+        unsafety_score = self._image_classifier.score(image)
+        is_image_refused = unsafety_score >= self._image_classifier.threshold
+        safety_result = SafetyResult(
+            self._image_classifier.category, round(unsafety_score, 4), refused=is_image_refused
+        )
+        return (
+            _log_refusal("picture", safety_result, image.tobytes())
+            if is_image_refused
+            else safety_result
+        )
 
 
-def read_policy(path: str | None) -> Policy:
+def read_policy(path: str | None) -> ContentPolicy:
     """A policy file, or the one that ships; raises ConfigError naming what is wrong with it."""
-    shipped = files("serve") / "policy.yaml"
+    shipped_policy_file = files("serve") / "policy.yaml"
     try:
-        policy_text = read_text_file(Path(path)) if path else shipped.read_text("utf-8")
-        policy = Policy.model_validate(parse_yaml(policy_text, f"safety.policy={path}", Policy))
+        policy_text = read_text_file(Path(path)) if path else shipped_policy_file.read_text("utf-8")
+        policy = ContentPolicy.model_validate(
+            parse_yaml(policy_text, f"safety.policy={path}", ContentPolicy)
+        )
         for category in policy.categories.values():
             for phrase in (*category.phrases, *(p for part in category.combined for p in part)):
                 re.compile(phrase)
@@ -128,19 +136,21 @@ def read_policy(path: str | None) -> Policy:
     return policy
 
 
-def _apply_policy(text: str, policy: Policy) -> list[SafetyResult]:
-    normalized, offsets = _normalize_text(text)
-    results = [
-        _match_category(text, normalized, offsets, name, category, policy.threshold)
+def _apply_policy(text: str, policy: ContentPolicy) -> list[SafetyResult]:
+    normalized_text, character_offsets = _normalize_text(text)
+    safety_results = [
+        _match_category(text, normalized_text, character_offsets, name, category, policy.threshold)
         for name, category in policy.categories.items()
     ]
-    return [result for result in results if result is not None]
+    return [result for result in safety_results if result is not None]
 
 
-def _apply_classifier(text: str, classifier: PromptClassifier) -> list[SafetyResult]:
+def _apply_prompt_classifier(text: str, classifier: PromptClassifier) -> list[SafetyResult]:
     return [
-        SafetyResult(category, round(score, 4), refused=score >= classifier.threshold)
-        for category, score in classifier.scores(text).items()
+        SafetyResult(
+            category, round(unsafety_score, 4), refused=unsafety_score >= classifier.threshold
+        )
+        for category, unsafety_score in classifier.scores(text).items()
     ]
 
 
@@ -149,28 +159,36 @@ def _normalize_text(text: str) -> tuple[str, list[int]]:
 
     returns: the text and, for each of its characters and its end, the offset where it came from
     """
-    normalized_characters, offsets = [], []
-    for offset, character in enumerate(text):
+    normalized_characters, character_offsets = [], []
+    for character_offset, character in enumerate(text):
         # Joiners, soft hyphens and combining accents are put into words to break them up.
         if unicodedata.category(character) in ("Cf", "Mn"):
             continue
         base_character = unicodedata.normalize("NFKD", character)[:1].lower()
         normalized_characters.append(base_character if len(base_character) == 1 else " ")
-        offsets.append(offset)
-    return "".join(normalized_characters).translate(_LOOKALIKES), [*offsets, len(text)]
+        character_offsets.append(character_offset)
+    return "".join(normalized_characters).translate(_LOOKALIKES), [*character_offsets, len(text)]
 
 
 def _match_category(
-    text: str, normalized: str, offsets: list[int], name: str, category: Category, threshold: float
+    text: str,
+    normalized_text: str,
+    character_offsets: list[int],
+    name: str,
+    category: PolicyCategory,
+    threshold: float,
 ) -> SafetyResult | None:
     def find_spans(phrases: tuple[str, ...]) -> list[tuple[int, int, str]]:
-        matches = (
-            match
+        phrase_matches = (
+            phrase_match
             for phrase in phrases
-            for match in re.finditer(rf"(?<!\w)(?:{phrase})(?!\w)", normalized)
-            if match.end() > match.start()
+            for phrase_match in re.finditer(rf"(?<!\w)(?:{phrase})(?!\w)", normalized_text)
+            if phrase_match.end() > phrase_match.start()
         )
-        match_ranges = ((offsets[m.start()], offsets[m.end() - 1] + 1) for m in matches)
+        match_ranges = (
+            (character_offsets[m.start()], character_offsets[m.end() - 1] + 1)
+            for m in phrase_matches
+        )
         return [(start, end, text[start:end]) for start, end in match_ranges]
 
     spans = find_spans(category.phrases)
@@ -182,9 +200,9 @@ def _match_category(
     return SafetyResult(name, category.score, tuple(sorted(spans)), category.score >= threshold)
 
 
-def _log_result(kind: str, result: SafetyResult, content: bytes) -> SafetyResult:
+def _log_refusal(kind: str, result: SafetyResult, content: bytes) -> SafetyResult:
     """The result with its fingerprint, written to the log as well."""
-    logged_result = replace(result, fingerprint=hashlib.sha256(content).hexdigest())
-    log_fields = {f: getattr(logged_result, f) for f in ("category", "score", "fingerprint")}
+    logged_safety_result = replace(result, fingerprint=hashlib.sha256(content).hexdigest())
+    log_fields = {f: getattr(logged_safety_result, f) for f in ("category", "score", "fingerprint")}
     _LOG.warning(f"safety.{kind}", extra=log_fields)
-    return logged_result
+    return logged_safety_result

@@ -34,21 +34,22 @@ class StableDiffusionChecker:
         # Its warning promises black images; here they are refused.
         logging.get_logger(StableDiffusionSafetyChecker.__module__).setLevel("ERROR")
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        model_on_cpu = StableDiffusionSafetyChecker.from_pretrained(
+        checker_on_cpu = StableDiffusionSafetyChecker.from_pretrained(
             checker_folder, use_safetensors=True
         )
-        self._model = model_on_cpu.to(self._device).eval()
-        side_px = self._model.config.vision_config.image_size
+        self._model = checker_on_cpu.to(self._device).eval()
+        input_side_px = self._model.config.vision_config.image_size
         self._prepare = CLIPImageProcessorPil(
-            size={"shortest_edge": side_px}, crop_size={"height": side_px, "width": side_px}
+            size={"shortest_edge": input_side_px},
+            crop_size={"height": input_side_px, "width": input_side_px},
         )
         self._lock = threading.Lock()
 
     def score(self, image: Image.Image) -> float:
         """1 if one of the concepts is in the image."""
-        pixels = self._prepare(image.convert("RGB"), return_tensors="pt").pixel_values
+        pixel_values = self._prepare(image.convert("RGB"), return_tensors="pt").pixel_values
         with self._lock:
             _, has_concept_flags = self._model(
-                clip_input=pixels.to(self._device), images=[np.zeros((1, 1, 3), np.float32)]
+                clip_input=pixel_values.to(self._device), images=[np.zeros((1, 1, 3), np.float32)]
             )
         return float(has_concept_flags[0])

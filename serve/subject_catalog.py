@@ -15,10 +15,14 @@ from typing import Any, Literal
 
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage.catalog import Catalog, CatalogEntry, VersionRef
-from dreambooth_ray.storage.catalog_rebuild import is_complete, rebuild_catalog
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.storage.subject_version import SubjectVersion, is_id
+from dreambooth_ray.storage.subject_version import SubjectVersion, is_subject_or_run_id
+from dreambooth_ray.storage.version_catalog import (
+    SubjectEntry,
+    SubjectVersionCatalog,
+    SubjectVersionRef,
+)
+from dreambooth_ray.storage.version_catalog_rebuild import is_catalog_complete, rebuild_catalog
 from serve.api_errors import APIError, model_not_found_error, storage_away_error
 from serve.api_messages import ModelAnswer, ModelsAnswer
 from serve.auth import Caller
@@ -57,7 +61,7 @@ class ServedSubject:
         return f"{self.name}@{self.version}" if self.version else self.name
 
     @classmethod
-    def from_version(cls, version: SubjectVersion) -> "ServedSubject":
+    def from_subject_version(cls, version: SubjectVersion) -> "ServedSubject":
         """A committed version."""
         artifact = Artifact(
             f"{version.subject}@{version.version}",
@@ -74,7 +78,7 @@ class SubjectCatalog:
     """Finds subjects, and lists them page by page."""
 
     def __init__(self, config: ServeConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self._catalog = Catalog(Store(config.storage.uri), _PATIENCE_S)
+        self._catalog = SubjectVersionCatalog(Store(config.storage.uri), _PATIENCE_S)
         self._lookup = SubjectLookup(self._catalog, config.refresh_s, clock)
         self._pages = SubjectPages(self._catalog)
         self._page_pool = ThreadPoolExecutor(_PAGES_AT_ONCE, "pages")
@@ -103,7 +107,7 @@ class SubjectCatalog:
             await asyncio.sleep(_PREPARE_RETRY_S)
 
     def _complete_catalog(self) -> None:
-        if is_complete(self._catalog):
+        if is_catalog_complete(self._catalog):
             return
         num_runs = len(self._catalog.store.names("runs", limit=_MOST_RUNS_AT_START + 1))
         if num_runs <= _MOST_RUNS_AT_START:
@@ -115,12 +119,14 @@ class SubjectCatalog:
                 f"{self._catalog.store.uri}"
             )
 
-    async def _wait_until_prepared(self) -> None:
+    async def _wait_until_catalog_complete(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PREPARE_WAIT_S):
                 await self._is_prepared.wait()
 
-    async def resolve(self, model: str | None, is_allowed: Callable[[str], bool]) -> ServedSubject:
+    async def resolve_model_id(
+        self, model: str | None, is_allowed: Callable[[str], bool]
+    ) -> ServedSubject:
         """The subject of a model id; the first base model if none is given.
 
         is_allowed(name): whether the caller may see a subject
@@ -129,12 +135,12 @@ class SubjectCatalog:
         """
         model_id = model or next(iter(self._bases))
         name, _, version = model_id.partition("@")
-        if not is_id(name) or not is_allowed(name):
+        if not is_subject_or_run_id(name) or not is_allowed(name):
             raise model_not_found_error(model_id)
         if model_id in self._bases:
             return self._bases[model_id]
-        for ref in await self._find_versions(name, version):
-            committed_version = await self._lookup.read_bundle(ref)
+        for version_ref in await self._find_versions(name, version):
+            committed_version = await self._lookup.read_bundle(version_ref)
             if committed_version is None or committed_version.subject != name:
                 continue  # deleted by hand: an older version may be there
             if committed_version.fault:
@@ -143,15 +149,15 @@ class SubjectCatalog:
                     "commit the bundle anew"
                 )
                 raise APIError(422, "model_unusable", error_message, param="model")
-            return ServedSubject.from_version(committed_version)
+            return ServedSubject.from_subject_version(committed_version)
         raise model_not_found_error(model_id)
 
-    async def _find_versions(self, name: str, version: str) -> list[VersionRef]:
+    async def _find_versions(self, name: str, version: str) -> list[SubjectVersionRef]:
         """Versions to try in turn: one if it is named, else the newest."""
-        was_prepared = self._is_prepared.is_set()
+        was_catalog_complete = self._is_prepared.is_set()
         entry = await self._lookup.read_entry(name)
-        if entry is None and not was_prepared:
-            await self._wait_until_prepared()
+        if entry is None and not was_catalog_complete:
+            await self._wait_until_catalog_complete()
             entry = await self._lookup.read_entry(name)
         version_refs = list(entry.versions) if entry else []
         return (
@@ -162,41 +168,47 @@ class SubjectCatalog:
 
     async def find_model(self, model: str, is_allowed: Callable[[str], bool]) -> ModelAnswer:
         """A model as GET /v1/models/{model} has it; raises APIError as `resolve`."""
-        subject = await self.resolve(model, is_allowed)
+        subject = await self.resolve_model_id(model, is_allowed)
         if subject.kind == "base":
-            return _build_answer(subject)
+            return _build_model_answer(subject)
         entry = await self._lookup.read_entry(subject.name)
-        return _build_answer(subject, entry.versions if entry else ())
+        return _build_model_answer(subject, entry.versions if entry else ())
 
-    async def list_page(self, limit: int, after: str | None, caller: Caller) -> ModelsAnswer:
+    async def list_models_page(self, limit: int, after: str | None, caller: Caller) -> ModelsAnswer:
         """What a caller may use: base models, then subjects in the catalog's order.
 
         after: the `last_id` of the page before
         raises: APIError 400 for an `after` that can't be one, 503 if storage does not answer
         """
-        await self._wait_until_prepared()
-        following_bases, start_position = self._find_page_start(after)
-        visible_bases = [name for name in following_bases if caller.may_see(name)]
-        model_answers = [_build_answer(self._bases[name]) for name in visible_bases[:limit]]
+        await self._wait_until_catalog_complete()
+        base_names_after_cursor, listing_start = self._find_page_start(after)
+        visible_base_names = [
+            name for name in base_names_after_cursor if caller.may_see_subject(name)
+        ]
+        model_answers = [
+            _build_model_answer(self._bases[name]) for name in visible_base_names[:limit]
+        ]
         next_page_cursor: str | None = (
-            visible_bases[limit - 1] if len(visible_bases) > limit else None
+            visible_base_names[limit - 1] if len(visible_base_names) > limit else None
         )
         if next_page_cursor is None:
             entries, next_page_cursor = await self._read_page(
-                start_position, limit - len(visible_bases), caller
+                listing_start, limit - len(visible_base_names), caller
             )
-            subjects_with_entries = [(ServedSubject.from_version(e.newest), e) for e in entries]
+            subjects_with_entries = [
+                (ServedSubject.from_subject_version(e.newest), e) for e in entries
+            ]
             model_answers += [
-                _build_answer(s, e.versions)
+                _build_model_answer(s, e.versions)
                 for s, e in subjects_with_entries
                 if e.newest.fault is None
             ]
-        last_shown_id = model_answers[-1].id if model_answers else None
+        last_listed_id = model_answers[-1].id if model_answers else None
         return ModelsAnswer(
             data=model_answers,
             has_more=next_page_cursor is not None,
             first_id=model_answers[0].id if model_answers else None,
-            last_id=next_page_cursor or last_shown_id,
+            last_id=next_page_cursor or last_listed_id,
         )
 
     def _find_page_start(self, after: str | None) -> tuple[list[str], str]:
@@ -206,30 +218,32 @@ class SubjectCatalog:
             return base_names, ""
         if after in self._bases:
             return base_names[base_names.index(after) + 1 :], ""
-        start_position = find_page_start(after)
-        if start_position is None:
+        listing_start = find_page_start(after)
+        if listing_start is None:
             error_message = (
                 f"after={after[:120]!r} is no model; give the last_id of the page before"
             )
             raise APIError(400, "invalid_value", error_message, param="after")
-        return [], start_position
+        return [], listing_start
 
     async def _read_page(
         self, start: str, limit: int, caller: Caller
-    ) -> tuple[list[CatalogEntry], str | None]:
-        def read() -> tuple[list[CatalogEntry], str | None]:
+    ) -> tuple[list[SubjectEntry], str | None]:
+        def read_page() -> tuple[list[SubjectEntry], str | None]:
             subject_names, next_page_cursor = self._pages.list_subjects(
                 start, limit, caller, self._bases.__contains__
             )
             return self._pages.read_entries(subject_names), next_page_cursor
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._page_pool, read)
+            return await asyncio.get_running_loop().run_in_executor(self._page_pool, read_page)
         except (StorageError, OSError) as error:
             raise storage_away_error() from error
 
 
-def _build_answer(subject: ServedSubject, versions: tuple[VersionRef, ...] = ()) -> ModelAnswer:
+def _build_model_answer(
+    subject: ServedSubject, versions: tuple[SubjectVersionRef, ...] = ()
+) -> ModelAnswer:
     """As GET /v1/models has it."""
     optional_fields: dict[str, Any] = {}
     if subject.kind != "base":

@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from dreambooth_ray.errors import CheckpointError, StorageError
-from dreambooth_ray.storage.catalog import Catalog, CatalogEntry, VersionRef
 from dreambooth_ray.storage.subject_version import SubjectVersion
+from dreambooth_ray.storage.version_catalog import (
+    SubjectEntry,
+    SubjectVersionCatalog,
+    SubjectVersionRef,
+)
 from serve.api_errors import APIError, busy_error, storage_away_error
 from serve.bounded_cache import BoundedCache
 
@@ -48,11 +52,14 @@ class SubjectLookup:
     """
 
     def __init__(
-        self, catalog: Catalog, ttl_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        catalog: SubjectVersionCatalog,
+        ttl_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._catalog, self._ttl_s, self._clock = catalog, ttl_s, clock
-        self._entries = BoundedCache[CachedRead[CatalogEntry]](_KEPT_REFS, _count_refs)
-        self._unknown = BoundedCache[CachedRead[CatalogEntry]](_KEPT_UNKNOWN)
+        self._entries = BoundedCache[CachedRead[SubjectEntry]](_KEPT_REFS, _count_version_refs)
+        self._unknown = BoundedCache[CachedRead[SubjectEntry]](_KEPT_UNKNOWN)
         self._bundles = BoundedCache[CachedRead[SubjectVersion]](_KEPT_BUNDLES)
         self._known_pool = ThreadPoolExecutor(_THREADS, "known-subjects")
         self._unknown_pool = ThreadPoolExecutor(_THREADS, "unknown-subjects")
@@ -64,17 +71,17 @@ class SubjectLookup:
         """Believe no reading of an entry that has begun before now."""
         self._generation += 1
 
-    async def read_entry(self, subject: str) -> CatalogEntry | None:
+    async def read_entry(self, subject: str) -> SubjectEntry | None:
         """The entry of a subject; None if there is none.
 
         While storage does not answer, what was read before stands.
         raises: APIError 422 for an entry that can't be read, 503 if nothing was read before
         """
-        cached_read = self._find_entry(subject)
+        cached_read = self._find_cached_entry(subject)
         if not self._is_fresh(cached_read):
-            task_key = f"entry {self._generation} {subject}"
-            await self._share_task(task_key, lambda: self._refresh_entry(subject))
-            cached_read = self._find_entry(subject)
+            shared_task_key = f"entry {self._generation} {subject}"
+            await self._share_task(shared_task_key, lambda: self._refresh_entry(subject))
+            cached_read = self._find_cached_entry(subject)
         if cached_read is None:
             raise storage_away_error()
         if cached_read.fault:
@@ -82,25 +89,27 @@ class SubjectLookup:
             raise APIError(422, "model_unusable", error_message, param="model")
         return cached_read.value
 
-    async def read_bundle(self, ref: VersionRef) -> SubjectVersion | None:
+    async def read_bundle(self, ref: SubjectVersionRef) -> SubjectVersion | None:
         """What a version's run has committed, by its manifest; None if that is gone or another.
 
         raises: APIError 503 if storage does not answer and nothing was read before
         """
         cached_read = self._bundles.get(ref.run_id)
-        is_same = cached_read is not None and _has_version(cached_read, ref)
-        max_age_s = BUNDLE_TTL_S if is_same else self._ttl_s
+        is_same_version = cached_read is not None and _has_version(cached_read, ref)
+        max_age_s = BUNDLE_TTL_S if is_same_version else self._ttl_s
         if cached_read is None or self._clock() - cached_read.read_at_s >= max_age_s:
-            await self._share_task(f"bundle {ref.run_id}", lambda: self._refresh_bundle(ref.run_id))
+            await self._share_task(
+                f"bundle {ref.run_id}", lambda: self._refresh_bundle_version(ref.run_id)
+            )
             cached_read = self._bundles.get(ref.run_id)
         if cached_read is None:
             raise storage_away_error()
         return cached_read.value if _has_version(cached_read, ref) else None
 
-    def _find_entry(self, subject: str) -> CachedRead[CatalogEntry] | None:
+    def _find_cached_entry(self, subject: str) -> CachedRead[SubjectEntry] | None:
         return self._entries.get(subject) or self._unknown.get(subject)
 
-    def _is_fresh(self, cached_read: CachedRead[CatalogEntry] | None) -> bool:
+    def _is_fresh(self, cached_read: CachedRead[SubjectEntry] | None) -> bool:
         if cached_read is None or cached_read.generation != self._generation:
             return False
         return self._clock() - cached_read.read_at_s < self._ttl_s
@@ -116,7 +125,7 @@ class SubjectLookup:
     async def _refresh_entry(self, subject: str) -> None:
         try:
             if self._entries.get(subject) is not None:
-                cached_read = await self._run_in_pool(
+                cached_read = await self._run_in_threads(
                     self._known_pool, lambda: self._read_entry(subject)
                 )
             else:
@@ -124,50 +133,50 @@ class SubjectLookup:
         except (StorageError, OSError) as error:
             _LOG.warning("subjects.look_failed", extra={"error": type(error).__name__})
             return
-        previous = self._find_entry(subject)
-        if previous is not None and previous.generation > cached_read.generation:
+        previous_read = self._find_cached_entry(subject)
+        if previous_read is not None and previous_read.generation > cached_read.generation:
             return
         for cache in (self._entries, self._unknown):
             cache.drop(subject)
-        is_there = cached_read.value is not None or cached_read.fault
-        (self._entries if is_there else self._unknown).put(subject, cached_read)
+        is_known_subject = cached_read.value is not None or cached_read.fault
+        (self._entries if is_known_subject else self._unknown).put(subject, cached_read)
 
-    async def _read_unknown_entry(self, subject: str) -> CachedRead[CatalogEntry]:
+    async def _read_unknown_entry(self, subject: str) -> CachedRead[SubjectEntry]:
         if self._num_unknown_waiting >= _MOST_UNKNOWN_WAITING:
             raise busy_error("many names are looked up just now; come again", 1.0)
         self._num_unknown_waiting += 1
         try:
-            return await self._run_in_pool(self._unknown_pool, lambda: self._read_entry(subject))
+            return await self._run_in_threads(self._unknown_pool, lambda: self._read_entry(subject))
         finally:
             self._num_unknown_waiting -= 1
 
-    def _read_entry(self, subject: str) -> CachedRead[CatalogEntry]:
-        now_s, generation = self._clock(), self._generation
+    def _read_entry(self, subject: str) -> CachedRead[SubjectEntry]:
+        now_s, lookup_generation = self._clock(), self._generation
         try:
-            return CachedRead(self._catalog.read(subject), now_s, generation)
+            return CachedRead(self._catalog.read(subject), now_s, lookup_generation)
         except FileNotFoundError:
-            return CachedRead(None, now_s, generation)
+            return CachedRead(None, now_s, lookup_generation)
         except CheckpointError as error:
-            return CachedRead(None, now_s, generation, str(error))
+            return CachedRead(None, now_s, lookup_generation, str(error))
 
-    async def _refresh_bundle(self, run_id: str) -> None:
-        now_s, generation = self._clock(), self._generation
+    async def _refresh_bundle_version(self, run_id: str) -> None:
+        now_s, lookup_generation = self._clock(), self._generation
         try:
-            subject_version = await self._run_in_pool(
-                self._known_pool, lambda: self._catalog.read_run(run_id)
+            subject_version = await self._run_in_threads(
+                self._known_pool, lambda: self._catalog.read_run_version(run_id)
             )
         except (StorageError, OSError) as error:
             _LOG.warning("subjects.look_failed", extra={"error": type(error).__name__})
             return
-        self._bundles.put(run_id, CachedRead(subject_version, now_s, generation))
+        self._bundles.put(run_id, CachedRead(subject_version, now_s, lookup_generation))
 
-    async def _run_in_pool(self, pool: ThreadPoolExecutor, work: Callable[[], _Value]) -> _Value:
+    async def _run_in_threads(self, pool: ThreadPoolExecutor, work: Callable[[], _Value]) -> _Value:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _count_refs(cached_read: CachedRead[CatalogEntry]) -> int:
+def _count_version_refs(cached_read: CachedRead[SubjectEntry]) -> int:
     return 1 + (len(cached_read.value.versions) if cached_read.value else 0)
 
 
-def _has_version(cached_read: CachedRead[SubjectVersion], ref: VersionRef) -> bool:
+def _has_version(cached_read: CachedRead[SubjectVersion], ref: SubjectVersionRef) -> bool:
     return cached_read.value is not None and cached_read.value.version == ref.version

@@ -10,8 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.storage.catalog import Catalog, CatalogEntry, listing_position
-from dreambooth_ray.storage.subject_version import is_id
+from dreambooth_ray.storage.subject_version import is_subject_or_run_id
+from dreambooth_ray.storage.version_catalog import (
+    SubjectEntry,
+    SubjectVersionCatalog,
+    subject_listing_position,
+)
 from serve.auth import Caller
 
 _LOG = logging.getLogger("dreambooth.serve")
@@ -27,21 +31,21 @@ def find_page_start(after: str) -> str | None:
         prefix = after.removeprefix(_END)
         is_prefix = len(prefix) == 2 and all(c in "0123456789abcdef" for c in prefix)
         return f"{prefix}/{_END}" if is_prefix else None
-    return listing_position(after) if is_id(after) else None
+    return subject_listing_position(after) if is_subject_or_run_id(after) else None
 
 
 class SubjectPages:
     """Reads pages. Blocking: call it from a thread."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: SubjectVersionCatalog) -> None:
         self._catalog = catalog
         self._pool = ThreadPoolExecutor(_READERS, "subject-pages")
 
-    def read_entries(self, subjects: list[str]) -> list[CatalogEntry]:
+    def read_entries(self, subjects: list[str]) -> list[SubjectEntry]:
         """Their entries, without those that can't be read or have gone meanwhile."""
         return [entry for entry in self._pool.map(self._read_entry, subjects) if entry is not None]
 
-    def _read_entry(self, subject: str) -> CatalogEntry | None:
+    def _read_entry(self, subject: str) -> SubjectEntry | None:
         try:
             return self._catalog.read(subject)
         except FileNotFoundError:
@@ -59,42 +63,51 @@ class SubjectPages:
         """
 
         def may_see(subject: str) -> bool:
-            return caller.may_see(subject) and not is_hidden(subject)
+            return caller.may_see_subject(subject) and not is_hidden(subject)
 
-        if caller.exact_subjects is not None:
-            subjects = [s for s in caller.exact_subjects if is_id(s) and may_see(s)]
-            subjects = sorted(
-                {s for s in subjects if listing_position(s) > start}, key=listing_position
+        if caller.named_subjects is not None:
+            subject_names = [
+                s for s in caller.named_subjects if is_subject_or_run_id(s) and may_see(s)
+            ]
+            subject_names = sorted(
+                {s for s in subject_names if subject_listing_position(s) > start},
+                key=subject_listing_position,
             )
-            return _cut_page(subjects, limit) if len(subjects) > limit else (subjects, None)
+            return (
+                _cut_page(subject_names, limit)
+                if len(subject_names) > limit
+                else (subject_names, None)
+            )
         return self._scan_subjects(
-            start, limit, limit + 1 if caller.sees_all else _SCAN_BATCH, may_see
+            start, limit, limit + 1 if caller.may_see_all_subjects else _SCAN_BATCH, may_see
         )
 
     def _scan_subjects(
         self, start: str, limit: int, batch_size: int, may_see: Callable[[str], bool]
     ) -> tuple[list[str], str | None]:
-        subjects, scan_position, num_scanned = list[str](), start, 0
+        subject_names, scan_position, num_scanned = list[str](), start, 0
         while True:
-            subject_batch = self._catalog.list_subjects(scan_position, batch_size)
-            subjects += filter(may_see, subject_batch)
-            num_scanned += len(subject_batch)
-            if len(subjects) > limit:
-                return _cut_page(subjects, limit)
-            if len(subject_batch) < batch_size:
-                return subjects, None
-            scan_position = listing_position(subject_batch[-1])
+            scanned_subjects = self._catalog.list_subjects(scan_position, batch_size)
+            subject_names += filter(may_see, scanned_subjects)
+            num_scanned += len(scanned_subjects)
+            if len(subject_names) > limit:
+                return _cut_page(subject_names, limit)
+            if len(scanned_subjects) < batch_size:
+                return subject_names, None
+            scan_position = subject_listing_position(scanned_subjects[-1])
             # The prefix that the batch ends in is looked through anew by the next page.
-            unfinished_prefix = int(scan_position.partition("/")[0], 16)
-            after = f"{_END}{unfinished_prefix - 1:02x}"
+            unfinished_listing_prefix = int(scan_position.partition("/")[0], 16)
+            next_page_cursor = f"{_END}{unfinished_listing_prefix - 1:02x}"
             if (
                 num_scanned >= _MOST_SCANNED
-                and unfinished_prefix
-                and (find_page_start(after) or "") > start
+                and unfinished_listing_prefix
+                and (find_page_start(next_page_cursor) or "") > start
             ):
                 return [
-                    s for s in subjects if listing_position(s) < f"{unfinished_prefix:02x}/"
-                ], after
+                    s
+                    for s in subject_names
+                    if subject_listing_position(s) < f"{unfinished_listing_prefix:02x}/"
+                ], next_page_cursor
 
 
 def _cut_page(subjects: list[str], limit: int) -> tuple[list[str], str]:

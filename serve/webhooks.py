@@ -38,7 +38,7 @@ class PinnedTransport(httpx2.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-def check_secret(secret: str, name: str) -> str:
+def check_webhook_secret(secret: str, name: str) -> str:
     """The signing secret, if it is one; raises ConfigError naming the variable it is in."""
     try:
         Webhook(secret)
@@ -53,8 +53,8 @@ def check_secret(secret: str, name: str) -> str:
 async def check_webhook_url(url: str, *, is_enabled: bool) -> None:
     """Whether a job may have this webhook; raises APIError 400."""
     if not is_enabled:
-        text = "webhooks are off here: the endpoint has no signing secret"
-        raise APIError(400, "invalid_value", text, param="webhook_url")
+        error_message = "webhooks are off here: the endpoint has no signing secret"
+        raise APIError(400, "invalid_value", error_message, param="webhook_url")
     try:
         await asyncio.to_thread(resolve_public_address, url)
     except ConfigError as error:
@@ -70,33 +70,33 @@ def resolve_public_address(url: str) -> str:
     """
     try:
         # Read by what will connect, so that no two parsers can differ over the host.
-        parts = httpx2.URL(url)
-        host = parts.raw_host.decode("ascii").strip("[]")
+        url_parts = httpx2.URL(url)
+        host = url_parts.raw_host.decode("ascii").strip("[]")
     except (httpx2.InvalidURL, ValueError, TypeError) as error:
-        raise _target_error(f"is no URL ({error})") from error
-    if parts.scheme not in _SCHEMES or not host:
-        raise _target_error("is no http or https URL with a host")
-    if parts.userinfo:
-        raise _target_error("holds a user name; give it without one")
-    port = parts.port or _SCHEMES[parts.scheme]
+        raise _webhook_url_error(f"is no URL ({error})") from error
+    if url_parts.scheme not in _SCHEMES or not host:
+        raise _webhook_url_error("is no http or https URL with a host")
+    if url_parts.userinfo:
+        raise _webhook_url_error("holds a user name; give it without one")
+    port = url_parts.port or _SCHEMES[url_parts.scheme]
     if not 0 < port < 2**16:
-        raise _target_error(f"has the port {port}; ports go from 1 to 65535")
+        raise _webhook_url_error(f"has the port {port}; ports go from 1 to 65535")
     try:
         address_infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError, OverflowError) as error:
-        raise _target_error("names a host that is not found") from error
-    addresses = [str(entry[4][0]) for entry in address_infos]
-    if not addresses or not all(_is_public(address) for address in addresses):
-        raise _target_error("leads to an address that is not public")
+        raise _webhook_url_error("names a host that is not found") from error
+    addresses = [str(address_info[4][0]) for address_info in address_infos]
+    if not addresses or not all(_is_public_address(address) for address in addresses):
+        raise _webhook_url_error("leads to an address that is not public")
     return addresses[0]
 
 
-def _is_public(address: str) -> bool:
+def _is_public_address(address: str) -> bool:
     parsed_address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed_address, ipaddress.IPv6Address):
         embedded_ipv4 = parsed_address.ipv4_mapped or parsed_address.sixtofour
         if embedded_ipv4 is not None:
-            return _is_public(str(embedded_ipv4))
+            return _is_public_address(str(embedded_ipv4))
     return (
         parsed_address.is_global
         and not parsed_address.is_multicast
@@ -104,11 +104,11 @@ def _is_public(address: str) -> bool:
     )
 
 
-def _target_error(reason: str) -> ConfigError:
+def _webhook_url_error(reason: str) -> ConfigError:
     return ConfigError(f"webhook_url {reason}")
 
 
-async def deliver_event(
+async def deliver_webhook_event(
     url: str,
     secret: str,
     event: dict[str, Any],
@@ -122,18 +122,18 @@ async def deliver_event(
     is checked anew each time.
     transport(address): what connects to an address
     """
-    message_id, body = f"msg_{uuid.uuid4().hex}", json.dumps(event)
-    for pause_s in (*pauses_s, None):
+    webhook_message_id, event_json = f"msg_{uuid.uuid4().hex}", json.dumps(event)
+    for retry_pause_s in (*pauses_s, None):
         try:
-            if await _post_event(url, secret, message_id, body, transport):
+            if await _post_event(url, secret, webhook_message_id, event_json, transport):
                 return True
         except ConfigError as error:
             _LOG.warning("webhook.refused", extra={"error": str(error)})
             return False
         except (httpx2.HTTPError, TimeoutError) as error:
             _LOG.info("webhook.failed", extra={"error": type(error).__name__})
-        if pause_s is not None:
-            await asyncio.sleep(pause_s)
+        if retry_pause_s is not None:
+            await asyncio.sleep(retry_pause_s)
     return False
 
 

@@ -34,4 +34,4 @@ def estimate_by_formula(config: Config, directory: Path) -> TrainingFootprint:
 def use_formula(patch: pytest.MonkeyPatch) -> None:
     """Everybody who estimates a footprint takes the formula's."""
     for module in _USERS:
-        patch.setattr(f"dreambooth_ray.{module}.estimate_footprint", estimate_by_formula)
+        patch.setattr(f"dreambooth_ray.{module}.estimate_training_footprint", estimate_by_formula)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.local_cluster import CLUSTERS, LocalCluster
-from cluster.object_store import BUCKET
+from cluster.local_object_store import BUCKET
 from tests.integration.conftest import DREAMBOOTH
 from tests.object_store import pointed_at
 
@@ -23,7 +23,7 @@ class Laptop:
 
     def __call__(self, *words: str, check: bool = True) -> str:
         name = ["--cluster", "local", "--clusters", str(self.cluster.folder / CLUSTERS)]
-        result = self.cluster.execute(
+        result = self.cluster.run_in_host(
             "client", [DREAMBOOTH, *words, *name], capture_output=True, text=True
         )
         assert not check or result.returncode == 0, result.stderr

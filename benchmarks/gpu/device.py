@@ -16,7 +16,7 @@ _PEAK_FLOPS = {"H100": (989e12, 494e12), "H200": (989e12, 494e12), "A100": (312e
 _WAIT = re.compile("called a synchronizing CUDA operation")
 
 
-def finish_work(device: torch.device) -> None:
+def wait_for_device(device: torch.device) -> None:
     """Wait until the device has done everything."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -48,11 +48,11 @@ def read_peak(device: torch.device) -> dict[str, int | None]:
 
 def time_work(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Seconds a call, the mean of `repeats`, from a quiet device to a quiet device."""
-    finish_work(device)
+    wait_for_device(device)
     start_s = time.perf_counter()
     for _ in range(repeats):
         work()
-    finish_work(device)
+    wait_for_device(device)
     return (time.perf_counter() - start_s) / repeats
 
 
@@ -68,7 +68,7 @@ def compute_utilisation(flops: int, seconds: float, is_half: bool) -> float | No
 
 
 @contextmanager
-def count_waits(device: torch.device) -> Iterator[Counter[str]]:
+def count_host_waits(device: torch.device) -> Iterator[Counter[str]]:
     """Counts operations in which the host waits for the device, by the line that called them."""
     waits_by_line: Counter[str] = Counter()
     if device.type != "cuda":
@@ -81,9 +81,11 @@ def count_waits(device: torch.device) -> Iterator[Counter[str]]:
             yield waits_by_line
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for warning in caught_warnings:
-        if _WAIT.search(str(warning.message)):
-            waits_by_line["/".join(warning.filename.split("/")[-3:]) + f":{warning.lineno}"] += 1
+    for caught_warning in caught_warnings:
+        if _WAIT.search(str(caught_warning.message)):
+            waits_by_line[
+                "/".join(caught_warning.filename.split("/")[-3:]) + f":{caught_warning.lineno}"
+            ] += 1
 
 
 def measure_or_record_error(
@@ -94,6 +96,6 @@ def measure_or_record_error(
     try:
         record = {**case, **measure()}
     except Exception as error:  # said in the record
-        message_lines = str(error).strip().splitlines() or [""]
-        record = {**case, "error": f"{type(error).__name__}: {message_lines[0][:300]}"}
+        error_lines = str(error).strip().splitlines() or [""]
+        record = {**case, "error": f"{type(error).__name__}: {error_lines[0][:300]}"}
     return {**record, "took_s": round(time.perf_counter() - start_s, 1)}

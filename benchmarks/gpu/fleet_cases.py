@@ -20,7 +20,7 @@ from benchmarks.gpu.train_cases import (
     make_config,
     make_paired_dataset,
 )
-from benchmarks.random_models import ModelSize, make_parts
+from benchmarks.random_models import ModelSize, make_random_components
 from dreambooth_ray.training.slots.slot_trainer import SlotTrainer
 
 # The denoiser's adapters alone: text encoders are frozen in slots.
@@ -38,8 +38,8 @@ class FleetCase:
     @property
     def name(self) -> str:
         """As the record has it."""
-        suffix = ", checkpointing" if set(CHECKPOINTING) <= set(self.settings) else ""
-        return f"{self.num_subjects} subjects, lora, bf16{suffix}"
+        name_suffix = ", checkpointing" if set(CHECKPOINTING) <= set(self.settings) else ""
+        return f"{self.num_subjects} subjects, lora, bf16{name_suffix}"
 
 
 # The largest may be beyond a card's memory, and is less with checkpointing.
@@ -51,20 +51,22 @@ CASES = (
 )
 
 
-def make_trainer(
+def make_slot_trainer(
     case: FleetCase, size: ModelSize, device: torch.device, num_steps: int
 ) -> SlotTrainer:
     """Subjects in all slots; their seeds differ, and so does what each sees."""
     config = make_config(size, device.type == "cuda", num_steps, case.settings)
-    components = make_parts(size, device)
-    for network in components.networks.values():
-        network.requires_grad_(False)
-    trainer = SlotTrainer(config, components, case.num_subjects, config.train.lora.rank, device)
+    components = make_random_components(size, device)
+    for component_network in components.networks.values():
+        component_network.requires_grad_(False)
+    slot_trainer = SlotTrainer(
+        config, components, case.num_subjects, config.train.lora.rank, device
+    )
     for seed in range(case.num_subjects):
         subject_config = config.model_copy(update={"seed": seed})
-        trainer.join(subject_config, make_paired_dataset(subject_config, components, size))
+        slot_trainer.join(subject_config, make_paired_dataset(subject_config, components, size))
     components.vae.to("cpu")
-    return trainer
+    return slot_trainer
 
 
 def take_step(trainer: SlotTrainer) -> torch.Tensor:
@@ -77,21 +79,21 @@ def measure_case(
 ) -> dict[str, Any]:
     """Subject-steps and images a second, peak memory, waits of the host; and one at a time."""
     devices.free_memory(device)
-    trainer = make_trainer(case, size, device, WARMUP_STEPS + num_timed + NUM_COUNTED)
+    slot_trainer = make_slot_trainer(case, size, device, WARMUP_STEPS + num_timed + NUM_COUNTED)
     for _ in range(WARMUP_STEPS):
-        take_step(trainer)
+        take_step(slot_trainer)
     devices.reset_peak(device)
-    step_s = devices.time_work(partial(take_step, trainer), device, num_timed)
+    step_s = devices.time_work(partial(take_step, slot_trainer), device, num_timed)
     record: dict[str, Any] = {**_describe_speed(step_s, case.num_subjects)}
     record |= devices.read_peak(device)
-    with devices.count_waits(device) as waits:
+    with devices.count_host_waits(device) as waits_by_line:
         for _ in range(NUM_COUNTED):
-            losses = take_step(trainer)
+            losses = take_step(slot_trainer)
     record |= {
-        "waits_a_step": {name: count / NUM_COUNTED for name, count in waits.items()},
+        "waits_a_step": {name: count / NUM_COUNTED for name, count in waits_by_line.items()},
         "last_loss": float(losses[:, 0].mean()),
     }
-    del trainer
+    del slot_trainer
     record["one at a time"] = solo_record = measure_alone(size, device, num_timed)
     record["ratio"] = round(record["subject_steps_s"] / solo_record["subject_steps_s"], 3)
     flops = case.num_subjects * solo_record["flops"]

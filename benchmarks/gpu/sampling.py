@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from benchmarks.gpu import device as devices
-from benchmarks.random_models import ModelSize, make_parts
+from benchmarks.random_models import ModelSize, make_random_components
 from benchmarks.sample_theme import make_equal_requests, make_mixed_requests, sample_batch
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.model_directory import model_directory
@@ -20,7 +20,7 @@ from dreambooth_ray.sampling.request import Request
 
 def measure(size: ModelSize, device: torch.device, steps: int, repeats: int) -> dict[str, Any]:
     """Seconds for one image, eight alike and eight mixed, beside the pipeline; waits a step."""
-    components = make_parts(size, device)
+    components = make_random_components(size, device)
     dtype = resolve_sampling_dtype(device, components.family)
     peer_components = copy.deepcopy(components)
     record: dict[str, Any] = {"dtype": str(dtype)}
@@ -28,29 +28,29 @@ def measure(size: ModelSize, device: torch.device, steps: int, repeats: int) -> 
     engine = Engine(components, device=str(device), dtype=dtype)
     single_requests, equal_requests = make_equal_requests(1, steps), make_equal_requests(8, steps)
     mixed_requests = make_mixed_requests(1 if steps > 10 else 5)
-    for name, requests in (
+    for name, sampling_requests in (
         ("one image", single_requests),
         ("eight alike", equal_requests),
         ("eight mixed", mixed_requests),
     ):
-        engine.sample(requests)
-        engine.sample(requests)
-        mean_s = devices.time_work(partial(engine.sample, requests), device, repeats)
+        engine.sample(sampling_requests)
+        engine.sample(sampling_requests)
+        mean_s = devices.time_work(partial(engine.sample, sampling_requests), device, repeats)
         record[name] = {"ours_s": round(mean_s, 4)}
     record["ours"] = devices.read_peak(device)
-    with devices.count_waits(device) as waits:
+    with devices.count_host_waits(device) as waits_by_line:
         engine.sample(single_requests)
-    record["waits_of_one_image"] = dict(waits)
+    record["waits_of_one_image"] = dict(waits_by_line)
     # What holds the model goes, so that the peer's peak is its own.
     engine = components = None  # type: ignore[assignment]
     devices.free_memory(device)
     pipeline = make_pipeline(peer_components, device, dtype)
-    groups_by_name = {
+    request_groups_by_case = {
         "one image": [single_requests],
         "eight alike": [equal_requests],
         "eight mixed": [[r] for r in mixed_requests],
     }
-    for name, request_groups in groups_by_name.items():
+    for name, request_groups in request_groups_by_case.items():
         sample_batch(pipeline, request_groups[0])
         mean_s = devices.time_work(
             partial(_sample_groups, pipeline, request_groups), device, repeats
@@ -84,7 +84,7 @@ def make_pipeline(
 
 def measure_half_error(device: torch.device, steps: int) -> dict[str, Any]:
     """How far images of the toy model in half precision are from those in float32."""
-    requests = [
+    sampling_requests = [
         Request(f"a red {noun} on the beach", seed, num_inference_steps=steps)
         for seed, noun in enumerate(("robot", "car", "teapot", "dog"))
     ]
@@ -93,7 +93,7 @@ def measure_half_error(device: torch.device, steps: int) -> dict[str, Any]:
         if device.type == "cpu" and dtype == torch.float16:
             continue
         engine = Engine(model_directory("toyworld"), device=str(device), dtype=dtype)
-        outputs_by_dtype[dtype] = engine.sample(requests)
+        outputs_by_dtype[dtype] = engine.sample(sampling_requests)
     float32_outputs = outputs_by_dtype.pop(torch.float32)
     return {
         str(dtype): _measure_output_errors(float32_outputs, images)

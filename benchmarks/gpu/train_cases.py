@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 from benchmarks.ceiling import count_flops
 from benchmarks.gpu import device as devices
 from benchmarks.plain_loop import PlainLoop
-from benchmarks.random_models import ModelSize, make_parts
+from benchmarks.random_models import ModelSize, make_random_components
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
@@ -81,9 +81,9 @@ class PairedDataset(TrainingDataset):
 def make_paired_dataset(config: Config, parts: Components, size: ModelSize) -> PairedDataset:
     """Of four photographs of noise."""
     train_config = config.train.model_copy(update={"batch_size": 2 * config.train.batch_size})
-    photographs = make_photographs(4, size.side_px)
-    doubled_config = config.model_copy(update={"train": train_config})
-    return PairedDataset(doubled_config, parts, [photographs], None, (0, 1))
+    photographs = make_noise_photographs(4, size.side_px)
+    doubled_batch_config = config.model_copy(update={"train": train_config})
+    return PairedDataset(doubled_batch_config, parts, [photographs], None, (0, 1))
 
 
 @dataclass
@@ -105,13 +105,13 @@ class StepTimer(pl.Callback):
         self.losses.append(outputs["loss"].detach())
         steps_done = batch_idx + 1
         if steps_done in (WARMUP_STEPS, WARMUP_STEPS + self.num_timed):
-            devices.finish_work(self.device)
+            devices.wait_for_device(self.device)
             if steps_done == WARMUP_STEPS:
                 devices.reset_peak(self.device)
                 self._start_s = time.perf_counter()
             else:
                 self.steps_s.append((time.perf_counter() - self._start_s) / self.num_timed)
-                self._counter = devices.count_waits(self.device)
+                self._counter = devices.count_host_waits(self.device)
                 self.waits = self._counter.__enter__()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -134,7 +134,7 @@ def make_config(size: ModelSize, is_gpu: bool, num_steps: int, settings: tuple[s
     return parse_config("", "the benchmark", [*default_overrides, *settings])
 
 
-def make_photographs(count: int, side_px: int) -> list[Photograph]:
+def make_noise_photographs(count: int, side_px: int) -> list[Photograph]:
     """Photographs of noise: what is on them costs nothing."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (count, side_px, side_px, 3), dtype=np.uint8)
@@ -153,8 +153,8 @@ class OurTraining:
         num_steps = WARMUP_STEPS + num_timed + NUM_COUNTED
         self._device = device
         self.config = make_config(size, device.type == "cuda", num_steps, case.settings)
-        components = make_parts(size, device)
-        apply_method(self.config, components, quantizes=True)
+        components = make_random_components(size, device)
+        apply_train_method(self.config, components, quantizes=True)
         dataset = make_paired_dataset(self.config, components, size)
         components.vae.to("cpu")
         self.module = DreamBoothModule(self.config, components)
@@ -175,9 +175,9 @@ class OurTraining:
     def hash_result(self) -> str:
         """SHA-256 of all losses and of the trained weights."""
         digest = hashlib.sha256(torch.stack(self.timer.losses).cpu().numpy().tobytes())
-        for name, weight in sorted(self.module.named_parameters()):
-            if weight.requires_grad:
-                digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
+        for name, parameter in sorted(self.module.named_parameters()):
+            if parameter.requires_grad:
+                digest.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def count_flops(self) -> int:
@@ -192,8 +192,8 @@ class OurTraining:
             with torch.autocast(
                 self._device.type, autocast_dtype, enabled=autocast_dtype != torch.float32
             ):
-                errors = self.module.compute_errors(batch.on_device(self._device))
-            torch.autograd.backward(errors.mean())
+                sample_errors = self.module.compute_errors(batch.on_device(self._device))
+            torch.autograd.backward(sample_errors.mean())
 
         return count_flops(run_forward_backward)
 
@@ -203,22 +203,22 @@ def measure_case(
 ) -> dict[str, Any]:
     """Seconds a step, peak memory, utilisation, waits of the host; and the peer's."""
     devices.free_memory(device)
-    training = OurTraining(case, size, device, num_timed)
-    training.run()
-    step_s = training.timer.steps_s[0]
+    our_training = OurTraining(case, size, device, num_timed)
+    our_training.run()
+    step_s = our_training.timer.steps_s[0]
     record: dict[str, Any] = {
         "step_s": round(step_s, 5),
         **devices.read_peak(device),
-        "waits_a_step": {n: c / NUM_COUNTED for n, c in training.timer.waits.items()},
-        "last_loss": float(training.timer.losses[-1]),
+        "waits_a_step": {n: c / NUM_COUNTED for n, c in our_training.timer.waits.items()},
+        "last_loss": float(our_training.timer.losses[-1]),
     }
-    train_config = training.config.train
+    train_config = our_training.config.train
     # The counter sees neither what is computed twice nor what is compiled.
     if not train_config.gradient_checkpointing and train_config.compile == "none":
-        flops = training.count_flops()
+        flops = our_training.count_flops()
         utilisation = devices.compute_utilisation(flops, step_s, case.is_half)
         record |= {"flops": flops, "utilisation": utilisation}
-    del training
+    del our_training
     if case.peer:
         record["diffusers"] = measure_peer(case, size, device, num_timed)
         record["ratio"] = round(record["diffusers"]["step_s"] / step_s, 3)
@@ -233,7 +233,7 @@ def measure_peer(
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-") as temp_folder:
         for folder in ("photos", "others"):
             (Path(temp_folder) / folder).mkdir()
-            for photograph in make_photographs(4, size.side_px):
+            for photograph in make_noise_photographs(4, size.side_px):
                 photograph.image.save(Path(temp_folder) / folder / photograph.path.name)
         path_overrides = (
             f"subject.photos={temp_folder}/photos",
@@ -241,7 +241,10 @@ def measure_peer(
         )
         config = make_config(size, device.type == "cuda", 1, (*case.settings, *path_overrides))
         peer_loop = PlainLoop(
-            config, "", make_parts(size, device), mixed_precision="bf16" if case.is_half else "no"
+            config,
+            "",
+            make_random_components(size, device),
+            mixed_precision="bf16" if case.is_half else "no",
         )
         peer_loop.run_steps(WARMUP_STEPS)
         devices.reset_peak(device)
@@ -256,9 +259,9 @@ def check_bit_equal_repeats(size: ModelSize, device: torch.device) -> dict[str, 
         result_hashes = set()
         for _ in range(2):
             devices.free_memory(device)
-            training = OurTraining(case, size, device, 1)
-            training.run()
-            result_hashes.add(training.hash_result())
-            del training
+            our_training = OurTraining(case, size, device, 1)
+            our_training.run()
+            result_hashes.add(our_training.hash_result())
+            del our_training
         record[case.name] = "equal" if len(result_hashes) == 1 else "not equal"
     return record

@@ -8,6 +8,7 @@ from pages.markdown import ROOT, cell, code, page, table
 # Names of storage/paths.py that have no comment there, or too short a one for readers.
 FILES = {
     "config.yaml": "in a run: the resolved configuration, without keys of storage",
+    "requested.yaml": "in a run that was sent to a cluster: its configuration as it was sent",
     "metrics.jsonl": "in a run: one line an optimizer step, see [metrics](metrics.md); "
     "of a run that was taken up again `metrics-000002.jsonl`, with the number of its lease",
     "bundle": "in a run: the model for diffusers, with `card.md` and a manifest; "

@@ -31,9 +31,9 @@ class Adapter:
     def num_bytes(self) -> int:
         """Of its tensors in memory."""
         # The layers of a file's fused one share their factors.
-        tensors = {id(t): t.numel() * t.element_size() for a in self.layers.values()
+        bytes_by_tensor_id = {id(t): t.numel() * t.element_size() for a in self.layers.values()
                    for t in a.tensors}  # fmt: skip
-        return sum(tensors.values())
+        return sum(bytes_by_tensor_id.values())
 
     def of_part(self, part: str) -> dict[str, LayerAdapter]:
         """By layer, of one network."""
@@ -47,12 +47,12 @@ def read_adapter(path: Path, table: LayerTable) -> Adapter:
     """
     layers: dict[LayerKey, LayerAdapter] = {}
     kinds: set[str] = set()
-    for adapter_file, _, binding in bind_adapter(path, table):
-        kinds |= binding.kinds
-        scales = LayerScales(adapter_file, binding.metadata)
+    for adapter_file, _, bound_file in bind_adapter(path, table):
+        kinds |= bound_file.kinds
+        scales = LayerScales(adapter_file, bound_file.metadata)
         try:
             tensors = open_tensors(adapter_file)
-            for bound_layer in binding.layers:
+            for bound_layer in bound_file.layers:
                 layers.update(_read_layer(bound_layer, tensors, scales))
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
@@ -73,7 +73,7 @@ def _read_layer(
         magnitude_axis = 0
         own_magnitude = magnitude
         if magnitude_role and magnitude is not None:
-            weight_shape = (layer_place.file_rows, *layer_place.shape[1:])
+            weight_shape = (layer_place.num_file_rows, *layer_place.shape[1:])
             magnitude_axis = (
                 find_magnitude_axis(magnitude_role, tuple(magnitude.shape), weight_shape) or 0
             )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dreambooth_ray.adapters.binding import Binding, bind_file
+from dreambooth_ray.adapters.binding import BoundAdapterFile, bind_file
 from dreambooth_ray.adapters.layer_table import LayerTable
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.peft_files import WEIGHTS
@@ -25,19 +25,19 @@ def list_adapter_files(path: Path, table: LayerTable) -> list[tuple[Path, str | 
         return [(path, None)]
     if (path / WEIGHTS).is_file():
         return [(path / WEIGHTS, None)]
-    files: list[tuple[Path, str | None]] = [
+    part_files: list[tuple[Path, str | None]] = [
         (path / part / WEIGHTS, part) for part in table.layers if (path / part / WEIGHTS).is_file()
     ]
-    if not files:
+    if not part_files:
         raise ConfigError(
             f"has no {WEIGHTS} (peft's format; pickled weights are not read), and is no file"
         )
-    return files
+    return part_files
 
 
-def bind_adapter(path: Path, table: LayerTable) -> list[tuple[Path, str | None, Binding]]:
+def bind_adapter(path: Path, table: LayerTable) -> list[tuple[Path, str | None, BoundAdapterFile]]:
     """Every key of an adapter's files, bound; raises ConfigError as `bind_file`."""
     return [
-        (file, part, bind_file(file, table.of_part(part) if part else table))
-        for file, part in list_adapter_files(path, table)
+        (adapter_file, part, bind_file(adapter_file, table.of_part(part) if part else table))
+        for adapter_file, part in list_adapter_files(path, table)
     ]

@@ -23,7 +23,7 @@ from dreambooth_ray.models.model_location import fetch_source
 from dreambooth_ray.models.model_source import SUFFIXES, explain_source, find_hub_id
 from dreambooth_ray.models.remote_files import download_model
 from dreambooth_ray.models.store_files import is_url, open_store_file
-from dreambooth_ray.models.weight_cache import add_to_cache
+from dreambooth_ray.models.weight_cache import add_model_to_cache
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.file_hashes import cached_file_hash
 
@@ -41,10 +41,10 @@ class AdapterSource:
     @classmethod
     def parse(cls, text: str) -> "AdapterSource":
         """From "URI" or "URI:0.8"; a path that is there is taken whole."""
-        weight_match = _WEIGHTED.fullmatch(text)
-        if weight_match is None or Path(text).expanduser().exists():
+        uri_and_weight_match = _WEIGHTED.fullmatch(text)
+        if uri_and_weight_match is None or Path(text).expanduser().exists():
             return cls(text)
-        return cls(weight_match["uri"], float(weight_match["weight"]))
+        return cls(uri_and_weight_match["uri"], float(uri_and_weight_match["weight"]))
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,10 @@ class LocalAdapter:
     def name(self) -> str:
         """As an engine and receipts call it: its own name and what it is made of."""
         adapter_path = self.path.parent if self.path.name == paths.ADAPTER else self.path
-        label = adapter_path.parent.name if adapter_path.name == paths.BUNDLE else adapter_path.name
-        return f"{label}@{hash_adapter(self.path)[:_HASH_DIGITS]}"
+        adapter_name = (
+            adapter_path.parent.name if adapter_path.name == paths.BUNDLE else adapter_path.name
+        )
+        return f"{adapter_name}@{hash_adapter(self.path)[:_HASH_DIGITS]}"
 
 
 def hash_adapter(path: Path) -> str:
@@ -72,9 +74,9 @@ def hash_adapter(path: Path) -> str:
     if path.is_file():
         return cached_file_hash(path)
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(file.relative_to(path).as_posix().encode())
-        digest.update(bytes.fromhex(cached_file_hash(file)))
+    for adapter_file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(adapter_file.relative_to(path).as_posix().encode())
+        digest.update(bytes.fromhex(cached_file_hash(adapter_file)))
     return digest.hexdigest()
 
 
@@ -84,15 +86,15 @@ def locate_adapter(source: AdapterSource, key: str) -> LocalAdapter:
     key: the option to name in an error
     raises: ConfigError where there is none, CheckpointError, StorageError
     """
-    path = Path(source.uri).expanduser().absolute()
+    adapter_path = Path(source.uri).expanduser().absolute()
     try:
         if is_url(source.uri) and source.uri.endswith(SUFFIXES):
-            path = _fetch_file(source.uri)
+            adapter_path = _fetch_file(source.uri)
         elif is_url(source.uri):
-            path = fetch_source(source.uri, key)
+            adapter_path = fetch_source(source.uri, key)
     except DreamBoothError as error:
         raise explain_source(source.uri, key, error) from error
-    if not path.exists():
+    if not adapter_path.exists():
         hub_hint = (
             " (models of the hub are not read as adapters)" if find_hub_id(source.uri) else ""
         )
@@ -100,7 +102,11 @@ def locate_adapter(source: AdapterSource, key: str) -> LocalAdapter:
             f"{key}={source.uri!r} is not there{hub_hint}; give a .safetensors file, a folder of "
             "peft's, or a run with train.method=lora"
         )
-    return _open_bundle(path, source, key) if path.is_dir() else LocalAdapter(path, source.weight)
+    return (
+        _open_bundle(adapter_path, source, key)
+        if adapter_path.is_dir()
+        else LocalAdapter(adapter_path, source.weight)
+    )
 
 
 def _open_bundle(folder: Path, source: AdapterSource, key: str) -> LocalAdapter:
@@ -122,7 +128,7 @@ def _fetch_file(uri: str) -> Path:
     (file_name,) = store_files.sizes
     cache_key = hashlib.sha256(f"adapter {store_files.version}".encode()).hexdigest()[:32]
     return (
-        add_to_cache(
+        add_model_to_cache(
             cache_key, store_files.sizes[file_name], lambda to: download_model(store_files, to)
         )
         / file_name

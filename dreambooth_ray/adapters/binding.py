@@ -37,7 +37,7 @@ class BoundLayer:
 
 
 @dataclass(frozen=True)
-class Binding:
+class BoundAdapterFile:
     """A file, every key of which is bound. metadata: what diffusers or peft say of its scales."""
 
     layers: tuple[BoundLayer, ...]
@@ -51,7 +51,7 @@ class Binding:
         }
 
 
-def bind_file(path: Path, table: LayerTable) -> Binding:
+def bind_file(path: Path, table: LayerTable) -> BoundAdapterFile:
     """Bind a safetensors file to a model's layers.
 
     raises: ConfigError for a file that is damaged, a key that binds nowhere, a shape that does not
@@ -67,22 +67,22 @@ def bind_file(path: Path, table: LayerTable) -> Binding:
 
 def bind_keys(
     shapes: Shapes, table: LayerTable, metadata: Mapping[str, Any] | None = None
-) -> Binding:
+) -> BoundAdapterFile:
     """As `bind_file`, of shapes by key."""
     if not shapes:
         raise ConfigError("it holds no tensors")
     try:
-        groups = group_keys(shapes)
+        keys_by_file_layer = group_keys(shapes)
     except ConfigError as error:
         raise ConfigError(f"{error}{_explain_family(shapes, table)}") from error
     file_layer_by_place: dict[tuple[str, str], str] = {}
     layers = []
-    for file_layer, keys in groups.items():
+    for file_layer, keys in keys_by_file_layer.items():
         places = table.find(file_layer)
         if not places:
             raise ConfigError(
                 f"{shorten_key(next(iter(keys.values())))} binds to no layer of this model of "
-                f"{table.family.title}{_explain_family(groups, table)}"
+                f"{table.family.title}{_explain_family(keys_by_file_layer, table)}"
             )
         for place in places:
             other_layer = file_layer_by_place.setdefault((place.part, place.layer), file_layer)
@@ -92,7 +92,7 @@ def bind_keys(
                     f"{place.name}; files of two trainers may have been put together"
                 )
         layers.append(_check_layer(file_layer, places, keys, shapes, table))
-    return Binding(tuple(layers), metadata or {})
+    return BoundAdapterFile(tuple(layers), metadata or {})
 
 
 def _check_layer(
@@ -103,9 +103,9 @@ def _check_layer(
     table: LayerTable,
 ) -> BoundLayer:
     shapes_by_role = {role: shapes[key] for role, key in keys.items()}
-    expected_size = (places[0].file_rows, prod(places[0].shape[1:]))
+    expected_weight_size = (places[0].num_file_rows, prod(places[0].shape[1:]))
     try:
-        kind, size, rank = measure_factors(shapes_by_role)
+        kind, weight_size, rank = measure_factors(shapes_by_role)
     except KeyError as error:
         raise ConfigError(
             f"{shorten_key(file_layer)} has no {error.args[0]} beside {', '.join(sorted(keys))}; "
@@ -115,29 +115,27 @@ def _check_layer(
         raise ConfigError(
             f"{shorten_key(file_layer)} has factors that do not go together: {error}"
         ) from error
-    if size != expected_size:
+    if weight_size != expected_weight_size:
         raise ConfigError(
-            f"{shorten_key(file_layer)} changes a layer of {size[0]} by {size[1]}, and "
-            f"{places[0].name} is {expected_size[0]} by {expected_size[1]}; it is of another model"
-            f"{_explain_family([file_layer], table)}"
+            f"{shorten_key(file_layer)} changes a layer of {weight_size[0]} by {weight_size[1]}, "
+            f"and {places[0].name} is {expected_weight_size[0]} by {expected_weight_size[1]}; it "
+            f"is of another model{_explain_family([file_layer], table)}"
         )
     if rank is not None and not 0 < rank <= MAX_RANK:
         raise ConfigError(f"{shorten_key(file_layer)} is of rank {rank}; 1 to {MAX_RANK} are taken")
-    _check_magnitude(file_layer, places, shapes_by_role, expected_size)
+    _check_magnitude(file_layer, places, shapes_by_role, expected_weight_size)
     if prod(shapes_by_role.get("alpha", ())) != 1:
         raise ConfigError(f"{shorten_key(keys['alpha'])} is no single number")
     return BoundLayer(file_layer, tuple(places), keys, kind, rank)
 
 
-def measure_factors(
-    shapes: Mapping[str, tuple[int, ...]],
-) -> tuple[str, tuple[int, int], int | None]:
+def measure_factors(shapes: Shapes) -> tuple[str, tuple[int, int], int | None]:
     """(kind, (O, I), rank) by the shapes of a layer's factors.
 
     raises: KeyError with a missing role, ValueError where two do not go together
     """
     measure_by_kind: dict[str, Callable[..., tuple[tuple[int, int], int | None]]] = {
-        "lora": _measure_lora, "embedding": _measure_embedding,
+        "lora": _measure_lora, "embedding": _measure_embedding_lora,
         "loha": _measure_loha, "lokr": _measure_lokr,
     }  # fmt: skip
     kinds = {_KIND_OF_ROLE[role] for role in shapes if role in _KIND_OF_ROLE}
@@ -148,8 +146,8 @@ def measure_factors(
     (kind,) = kinds
     if any(not all(shape) for shape in shapes.values()):
         raise ValueError("one of them is empty")
-    size, rank = measure_by_kind[kind](shapes)
-    return ("lora" if kind == "embedding" else kind), size, rank
+    weight_size, rank = measure_by_kind[kind](shapes)
+    return ("lora" if kind == "embedding" else kind), weight_size, rank
 
 
 _KIND_OF_ROLE = {
@@ -163,41 +161,47 @@ _KIND_OF_ROLE = {
 
 
 def _measure_lora(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
-    down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
-    _check_fit(len(down) in (2, 4) and len(up) in (2, 4), down, up)
-    _check_fit(up[1] == down[0] and prod(up[2:]) == 1, down, up)
-    if mid is None:
-        return (up[0], prod(down[1:])), down[0]
-    _check_fit(len(mid) == 4 and mid[:2] == (down[0], down[0]) and prod(down[2:]) == 1, down, mid)
-    return (up[0], down[1] * prod(mid[2:])), down[0]
+    down_shape, up_shape, mid_shape = shapes["down"], shapes["up"], shapes.get("mid")
+    _check_shapes(len(down_shape) in (2, 4) and len(up_shape) in (2, 4), down_shape, up_shape)
+    _check_shapes(up_shape[1] == down_shape[0] and prod(up_shape[2:]) == 1, down_shape, up_shape)
+    if mid_shape is None:
+        return (up_shape[0], prod(down_shape[1:])), down_shape[0]
+    _check_shapes(
+        len(mid_shape) == 4
+        and mid_shape[:2] == (down_shape[0], down_shape[0])
+        and prod(down_shape[2:]) == 1,
+        down_shape,
+        mid_shape,
+    )
+    return (up_shape[0], down_shape[1] * prod(mid_shape[2:])), down_shape[0]
 
 
-def _measure_embedding(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
+def _measure_embedding_lora(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
     """peft's of embeddings: (r, V) and (D, r), of a weight (V, D)."""
     down, up = shapes["embedding_down"], shapes["embedding_up"]
-    _check_fit(len(down) == len(up) == 2 and down[0] == up[1], down, up)
+    _check_shapes(len(down) == len(up) == 2 and down[0] == up[1], down, up)
     return (down[1], up[0]), down[0]
 
 
 def _measure_loha(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
-    sizes = set()
-    for number in (1, 2):
-        left_shape, right_shape = shapes[f"hada_w{number}_a"], shapes[f"hada_w{number}_b"]
-        kernel_shape = shapes.get(f"hada_t{number}")
-        _check_fit(len(left_shape) == 2 and len(right_shape) == 2, left_shape, right_shape)
+    weight_sizes = set()
+    for half_number in (1, 2):
+        left_shape, right_shape = shapes[f"hada_w{half_number}_a"], shapes[f"hada_w{half_number}_b"]
+        kernel_shape = shapes.get(f"hada_t{half_number}")
+        _check_shapes(len(left_shape) == 2 and len(right_shape) == 2, left_shape, right_shape)
         if kernel_shape is None:
-            _check_fit(left_shape[1] == right_shape[0], left_shape, right_shape)
-            sizes.add((left_shape[0], right_shape[1]))
+            _check_shapes(left_shape[1] == right_shape[0], left_shape, right_shape)
+            weight_sizes.add((left_shape[0], right_shape[1]))
         else:  # the factors of a kernel have the rank first
-            _check_fit(
+            _check_shapes(
                 len(kernel_shape) == 4 and kernel_shape[:2] == (left_shape[0], right_shape[0]),
                 left_shape,
                 right_shape,
                 kernel_shape,
             )
-            sizes.add((left_shape[1], right_shape[1] * prod(kernel_shape[2:])))
-    _check_fit(len(sizes) == 1, *sizes)
-    return sizes.pop(), shapes["hada_w1_b"][0]
+            weight_sizes.add((left_shape[1], right_shape[1] * prod(kernel_shape[2:])))
+    _check_shapes(len(weight_sizes) == 1, *weight_sizes)
+    return weight_sizes.pop(), shapes["hada_w1_b"][0]
 
 
 def _measure_lokr(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int | None]:
@@ -206,13 +210,13 @@ def _measure_lokr(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int
         first_shape = shapes["lokr_w1"]
     else:
         left_shape, right_shape = shapes["lokr_w1_a"], shapes["lokr_w1_b"]
-        _check_fit(
+        _check_shapes(
             len(left_shape) == len(right_shape) == 2 and left_shape[1] == right_shape[0],
             left_shape,
             right_shape,
         )
         first_shape, rank = (left_shape[0], right_shape[1]), right_shape[0]
-    _check_fit(len(first_shape) == 2, first_shape)
+    _check_shapes(len(first_shape) == 2, first_shape)
     if "lokr_w2" in shapes:
         second_shape = shapes["lokr_w2"]
     else:
@@ -222,41 +226,38 @@ def _measure_lokr(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int
             shapes.get("lokr_t2"),
         )
         if kernel_shape is None:
-            _check_fit(
+            _check_shapes(
                 len(left_shape) == 2 and left_shape[1] == right_shape[0], left_shape, right_shape
             )
             second_shape, rank = (left_shape[0], *right_shape[1:]), right_shape[0]
         else:
-            _check_fit(
+            _check_shapes(
                 len(kernel_shape) == 4 and kernel_shape[:2] == (left_shape[0], right_shape[0]),
                 left_shape,
                 right_shape,
                 kernel_shape,
             )
             second_shape, rank = (left_shape[1], right_shape[1], *kernel_shape[2:]), right_shape[0]
-    _check_fit(len(second_shape) in (2, 4), second_shape)
+    _check_shapes(len(second_shape) in (2, 4), second_shape)
     return (first_shape[0] * second_shape[0], first_shape[1] * prod(second_shape[1:])), rank
 
 
-def _check_fit(is_right: bool, *shapes: tuple[int, ...]) -> None:
+def _check_shapes(is_right: bool, *shapes: tuple[int, ...]) -> None:
     if not is_right:
         raise ValueError(" and ".join(str(list(shape)) for shape in shapes))
 
 
 def _check_magnitude(
-    file_layer: str,
-    places: list[LayerPlace],
-    shapes: Mapping[str, tuple[int, ...]],
-    size: tuple[int, int],
+    file_layer: str, places: list[LayerPlace], shapes: Shapes, weight_size: tuple[int, int]
 ) -> None:
     role = "magnitude" if "magnitude" in shapes else "dora_scale"
     if role not in shapes:
         return
-    axis = find_magnitude_axis(role, shapes[role], (size[0], *places[0].shape[1:]))
+    axis = find_magnitude_axis(role, shapes[role], (weight_size[0], *places[0].shape[1:]))
     if axis is None:
         raise ConfigError(
             f"{shorten_key(file_layer)} has magnitudes {list(shapes[role])}, which are neither "
-            f"those of {size[0]} outputs nor of {places[0].shape[1]} inputs"
+            f"those of {weight_size[0]} outputs nor of {places[0].shape[1]} inputs"
         )
     if axis == 1 and not all(place.is_whole for place in places):
         raise ConfigError(
@@ -270,19 +271,19 @@ def find_magnitude_axis(role: str, shape: tuple[int, ...], weight: tuple[int, ..
 
     role: peft's are always of outputs; LyCORIS and OneTrainer say by their shape
     """
-    num_magnitudes = prod(shape)
+    num_magnitude_values = prod(shape)
     if role == "dora_scale" and len(shape) > 1 and shape[0] == 1 and weight[0] != 1:
-        return 1 if num_magnitudes == weight[1] else None
-    return 0 if num_magnitudes == weight[0] else None
+        return 1 if num_magnitude_values == weight[1] else None
+    return 0 if num_magnitude_values == weight[0] else None
 
 
 def _explain_family(names: Any, table: LayerTable) -> str:
     guessed_family = guess_family(names)
     if guessed_family is None or guessed_family in table.family.title:
         return ""
-    is_known = any(guessed_family in family.title for family in list_families())
-    unknown_note = "" if is_known else ", a family that is not known here"
-    return f"; by its names it is of {guessed_family}{unknown_note}"
+    is_family_known = any(guessed_family in family.title for family in list_families())
+    unknown_family_note = "" if is_family_known else ", a family that is not known here"
+    return f"; by its names it is of {guessed_family}{unknown_family_note}"
 
 
 def read_peft_metadata(metadata: Mapping[str, str]) -> Mapping[str, Any]:

@@ -56,12 +56,12 @@ class LayerAdapter:
         product = self._take_rows(compute_product(self.factors)).reshape(weight.shape) * self.scale
         if self.magnitude is None:
             return product
-        base = weight.float()
-        adapted = base + product
-        other_axes = [axis for axis in range(weight.dim()) if axis != self.magnitude_axis]
-        norms = torch.linalg.vector_norm(adapted, dim=other_axes, keepdim=True)
-        scales = self.magnitude.float().reshape(norms.shape) / norms
-        return torch.as_tensor(adapted * scales - base)
+        base_weight = weight.float()
+        adapted_weight = base_weight + product
+        normed_axes = [axis for axis in range(weight.dim()) if axis != self.magnitude_axis]
+        weight_norms = torch.linalg.vector_norm(adapted_weight, dim=normed_axes, keepdim=True)
+        magnitude_ratios = self.magnitude.float().reshape(weight_norms.shape) / weight_norms
+        return torch.as_tensor(adapted_weight * magnitude_ratios - base_weight)
 
     def _take_rows(self, product: Tensor) -> Tensor:
         if self.rows is None:
@@ -71,32 +71,39 @@ class LayerAdapter:
 
 def sum_deltas(weight: Tensor, uses: Iterable[tuple[LayerAdapter, float]]) -> Tensor:
     """A weight with several adapters added, each times its weight; float32."""
-    total = weight.float().clone()
+    summed_weight = weight.float().clone()
     for adapter, adapter_weight in uses:
-        total += adapter_weight * adapter.compute_delta(weight)
-    return total
+        summed_weight += adapter_weight * adapter.compute_delta(weight)
+    return summed_weight
 
 
 def compute_product(factors: Mapping[str, Tensor]) -> Tensor:
     """(O, I) of the factors that the roles of `file_keys` name; float32."""
-    wide = {role: factor.float() for role, factor in factors.items()}
-    if "embedding_down" in wide:
-        return (wide["embedding_up"] @ wide["embedding_down"]).T
-    if "mid" in wide:
+    float_factors = {role: factor.float() for role, factor in factors.items()}
+    if "embedding_down" in float_factors:
+        return (float_factors["embedding_up"] @ float_factors["embedding_down"]).T
+    if "mid" in float_factors:
         kernel = torch.einsum(
-            "op,pqkl,qi->oikl", wide["up"].flatten(1), wide["mid"], wide["down"].flatten(1)
+            "op,pqkl,qi->oikl",
+            float_factors["up"].flatten(1),
+            float_factors["mid"],
+            float_factors["down"].flatten(1),
         )
         return kernel.flatten(1)
-    if "down" in wide:
-        return wide["up"].flatten(1) @ wide["down"].flatten(1)
-    if "hada_w1_a" in wide:
-        return _multiply_half(wide, 1) * _multiply_half(wide, 2)
-    first = wide.get("lokr_w1")
-    first = wide["lokr_w1_a"] @ wide["lokr_w1_b"] if first is None else first
-    second = _second_kronecker(wide)
-    if second.dim() == 4:
-        first = first[:, :, None, None]
-    return torch.kron(first, second).flatten(1)
+    if "down" in float_factors:
+        return float_factors["up"].flatten(1) @ float_factors["down"].flatten(1)
+    if "hada_w1_a" in float_factors:
+        return _multiply_half(float_factors, 1) * _multiply_half(float_factors, 2)
+    first_kronecker = float_factors.get("lokr_w1")
+    first_kronecker = (
+        float_factors["lokr_w1_a"] @ float_factors["lokr_w1_b"]
+        if first_kronecker is None
+        else first_kronecker
+    )
+    second_kronecker = _second_kronecker(float_factors)
+    if second_kronecker.dim() == 4:
+        first_kronecker = first_kronecker[:, :, None, None]
+    return torch.kron(first_kronecker, second_kronecker).flatten(1)
 
 
 def _multiply_half(factors: Mapping[str, Tensor], number: int) -> Tensor:

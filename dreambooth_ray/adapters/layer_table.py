@@ -45,25 +45,25 @@ class LayerPlace:
     parts: tuple[int, ...] = (0,)
 
     @property
-    def file_rows(self) -> int:
+    def num_file_rows(self) -> int:
         """Output features of the file's layer."""
-        own_share = sum(self.shares[part] for part in self.parts)
-        return self.shape[0] * sum(self.shares) // own_share
+        own_shares_sum = sum(self.shares[part] for part in self.parts)
+        return self.shape[0] * sum(self.shares) // own_shares_sum
 
     @property
     def rows(self) -> tuple[tuple[int, int], ...]:
         """(begin, end) in the file's layer of what is ours, in our order."""
-        rows_per_share = self.file_rows // sum(self.shares)
-        begins = [rows_per_share * sum(self.shares[:part]) for part in self.parts]
+        rows_per_share = self.num_file_rows // sum(self.shares)
+        row_begins = [rows_per_share * sum(self.shares[:part]) for part in self.parts]
         return tuple(
             (begin, begin + rows_per_share * self.shares[part])
-            for begin, part in zip(begins, self.parts, strict=True)
+            for begin, part in zip(row_begins, self.parts, strict=True)
         )
 
     @property
     def is_whole(self) -> bool:
         """Whether the file's layer is ours, row by row."""
-        return self.rows == ((0, self.file_rows),)
+        return self.rows == ((0, self.num_file_rows),)
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class LayerTable:
         }
         self._places: dict[str, dict[str, list[LayerPlace]]] = {
             part: {
-                _flatten(name): [LayerPlace(part, name, shape)]
+                _replace_dots(name): [LayerPlace(part, name, shape)]
                 for name, shape in layer_shapes.items()
             }
             for part, layer_shapes in self.layers.items()
@@ -103,7 +103,7 @@ class LayerTable:
         for layer in self.layers.get(family.denoiser.name, ()) if directory else ():
             assert directory is not None
             for file_layer in _list_file_layers(family, directory, layer):
-                self.add_name(layer, file_layer)
+                self.add_layer_name(layer, file_layer)
 
     @classmethod
     def of_directory(cls, directory: Path) -> "LayerTable":
@@ -119,25 +119,28 @@ class LayerTable:
 
     def of_part(self, part: str) -> "LayerTable":
         """Of one network alone, whose layers files name without saying whose they are."""
-        table = LayerTable(self.family, {})
-        table.layers, table._places = {part: self.layers[part]}, {part: self._places[part]}
-        table._default_part = part
-        return table
+        part_table = LayerTable(self.family, {})
+        part_table.layers, part_table._places = (
+            {part: self.layers[part]},
+            {part: self._places[part]},
+        )
+        part_table._default_part = part
+        return part_table
 
-    def add_name(self, layer: str, file_layer: AdapterFileLayer) -> None:
+    def add_layer_name(self, layer: str, file_layer: AdapterFileLayer) -> None:
         """Another name of a layer of the denoiser."""
         part = self.family.denoiser.name
         place = LayerPlace(
             part, layer, self.layers[part][layer], file_layer.shares, file_layer.parts
         )
-        places = self._places[part].setdefault(_flatten(file_layer.name), [])
+        places = self._places[part].setdefault(_replace_dots(file_layer.name), [])
         if place not in places:
             places.append(place)
             places.sort(key=lambda place: place.parts)
 
     def find(self, file_layer: str) -> list[LayerPlace]:
         """The layers that a file's layer is, or is put together of; none where it is unknown."""
-        for part, prefix in self._list_prefixes():
+        for part, prefix in self._list_layer_prefixes():
             bare_name = file_layer.removeprefix(prefix)
             if bare_name != file_layer and (places := self._find_in_part(part, bare_name)):
                 return places
@@ -145,8 +148,8 @@ class LayerTable:
 
     def _find_in_part(self, part: str, name: str) -> list[LayerPlace]:
         places_by_name = self._places[part]
-        if places := places_by_name.get(_flatten(name)) or places_by_name.get(
-            _flatten(canonical_name(name))
+        if places := places_by_name.get(_replace_dots(name)) or places_by_name.get(
+            _replace_dots(canonical_name(name))
         ):
             return places
         for prefix in _PREFIXES:
@@ -154,34 +157,37 @@ class LayerTable:
                 return self._find_in_part(part, name.removeprefix(prefix))
         return []
 
-    def _list_prefixes(self) -> Iterator[tuple[str, str]]:
+    def _list_layer_prefixes(self) -> Iterator[tuple[str, str]]:
         """Parts, and what stands before their layers in files; the more telling ones first."""
-        counts_by_class: dict[str, int] = {}
+        encoder_counts_by_class: dict[str, int] = {}
         encoders = [e for e in self.family.text_encoders if e.name in self._places]
         for encoder_number, encoder in enumerate(self.family.text_encoders, start=1):
             if encoder not in encoders:
                 continue
-            index_in_class = counts_by_class.get(encoder.class_name, 0)
-            counts_by_class[encoder.class_name] = index_in_class + 1
-            for prefix in _list_text_prefixes(encoder, encoder_number, index_in_class):
+            encoder_class_index = encoder_counts_by_class.get(encoder.class_name, 0)
+            encoder_counts_by_class[encoder.class_name] = encoder_class_index + 1
+            for prefix in _list_text_prefixes(encoder, encoder_number, encoder_class_index):
                 yield encoder.name, prefix
         if self.family.denoiser.name in self._places:
             yield self.family.denoiser.name, f"{self.family.denoiser.name}."
 
 
 def _list_text_prefixes(
-    encoder: TextEncoderPart, encoder_number: int, index_in_class: int
+    encoder: TextEncoderPart, encoder_number: int, encoder_class_index: int
 ) -> tuple[str, ...]:
-    """encoder_number: among all text encoders, from 1; index_in_class: among those of its class"""
+    """encoder_number: among all text encoders, from 1
+
+    encoder_class_index: among those of its class
+    """
     first_encoder_prefixes = (
         ("lora_te_", "text_encoders.qwen3.transformer.") if encoder_number == 1 else ()
     )
-    class_prefixes = _TEXT_NAMES.get((encoder.class_name, index_in_class), ())
+    encoder_class_prefixes = _TEXT_NAMES.get((encoder.class_name, encoder_class_index), ())
     return (
         f"lora_te{encoder_number}_",
         f"{encoder.name}.",
         *first_encoder_prefixes,
-        *class_prefixes,
+        *encoder_class_prefixes,
     )
 
 
@@ -206,5 +212,5 @@ def _list_file_layers(
         yield from family.list_adapter_layer_names(directory, layer)
 
 
-def _flatten(name: str) -> str:
+def _replace_dots(name: str) -> str:
     return name.replace(".", "_")

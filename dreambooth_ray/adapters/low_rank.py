@@ -34,10 +34,14 @@ def cut_product(down: Tensor, up: Tensor, rank: int) -> CutProduct:
         squared_norm = float((_gram(down.double()) * _gram(up.double().T)).sum())
         return CutProduct(down.float(), up.float(), 0.0, max(squared_norm, 0.0))
     # The factors' triangles have the product's singular values, and are small.
-    left_vectors, left_triangle = torch.linalg.qr(up.double())
-    right_vectors, right_triangle = torch.linalg.qr(down.double().T)
-    inner_left, singular_values, inner_right = torch.linalg.svd(left_triangle @ right_triangle.T)
-    return _cut(left_vectors @ inner_left, singular_values, inner_right @ right_vectors.T, rank)
+    left_basis, left_triangle = torch.linalg.qr(up.double())
+    right_basis, right_triangle = torch.linalg.qr(down.double().T)
+    inner_left_vectors, singular_values, inner_right_vectors = torch.linalg.svd(
+        left_triangle @ right_triangle.T
+    )
+    return _cut_singular_vectors(
+        left_basis @ inner_left_vectors, singular_values, inner_right_vectors @ right_basis.T, rank
+    )
 
 
 def cut_matrix(matrix: Tensor, rank: int) -> CutProduct:
@@ -45,25 +49,25 @@ def cut_matrix(matrix: Tensor, rank: int) -> CutProduct:
     left_vectors, singular_values, right_vectors = torch.linalg.svd(
         matrix.double(), full_matrices=False
     )
-    return _cut(left_vectors, singular_values, right_vectors, rank)
+    return _cut_singular_vectors(left_vectors, singular_values, right_vectors, rank)
 
 
 def _gram(rows: Tensor) -> Tensor:
     return rows @ rows.T
 
 
-def _cut(
+def _cut_singular_vectors(
     left_vectors: Tensor, singular_values: Tensor, right_vectors: Tensor, rank: int
 ) -> CutProduct:
     new_rank = min(rank, len(singular_values))
     # Half of each value in each factor, so that neither overflows half precision.
-    roots = singular_values[:new_rank].sqrt()
-    squares = singular_values.square()
+    singular_value_roots = singular_values[:new_rank].sqrt()
+    squared_singular_values = singular_values.square()
     return CutProduct(
-        (roots[:, None] * right_vectors[:new_rank]).float(),
-        (left_vectors[:, :new_rank] * roots).float(),
-        float(squares[new_rank:].sum()),
-        float(squares.sum()),
+        (singular_value_roots[:, None] * right_vectors[:new_rank]).float(),
+        (left_vectors[:, :new_rank] * singular_value_roots).float(),
+        float(squared_singular_values[new_rank:].sum()),
+        float(squared_singular_values.sum()),
     )
 
 

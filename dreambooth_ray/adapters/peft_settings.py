@@ -58,14 +58,14 @@ class PeftSettings:
 
     def find_scale(self, layer: str) -> float:
         """Of a layer, by its name in the part; raises ConfigError for a rank of zero."""
-        rank = _find(self.rank_by_pattern, layer, self.rank)
-        alpha = _find(self.alpha_by_pattern, layer, self.alpha)
+        rank = _find_by_pattern(self.rank_by_pattern, layer, self.rank)
+        alpha = _find_by_pattern(self.alpha_by_pattern, layer, self.alpha)
         if rank < 1:
             raise ConfigError(f"its settings say rank {rank} of {layer}; at least 1 is taken")
         return float(alpha / (sqrt(rank) if self.is_rank_stabilized else rank))
 
 
-def _find(values: Mapping[str, Any], layer: str, default: Any) -> Any:
+def _find_by_pattern(values: Mapping[str, Any], layer: str, default: Any) -> Any:
     """As peft looks it up: the first pattern that the end of a layer's name matches."""
     for pattern, value in values.items():
         try:

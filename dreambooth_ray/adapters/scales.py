@@ -58,9 +58,9 @@ def check_finite(key: str, tensor: Tensor) -> Tensor:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text())
+        peft_settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
-    if not isinstance(settings, dict):
+    if not isinstance(peft_settings, dict):
         raise ConfigError(f"{path} is no JSON object")
-    return settings
+    return peft_settings

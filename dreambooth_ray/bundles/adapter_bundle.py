@@ -37,28 +37,28 @@ def write_adapter_bundle(
     about: of the sources' manifests, and how they were put together
     """
     for part, network in networks.items():
-        part_products = {
+        products_by_layer = {
             layer: product for (name, layer), product in products.items() if name == part
         }
-        if part_products:
-            _write_part(folder / paths.ADAPTER / part, part_products, network, dtype)
-    base_uri, base_folder = base
-    subject_values = {key: about[key] for key in _SUBJECT_KEYS if key in about}
+        if products_by_layer:
+            _write_part_adapters(folder / paths.ADAPTER / part, products_by_layer, network, dtype)
+    base_model_uri, base_folder = base
+    subject_manifest_values = {key: about[key] for key in _SUBJECT_KEYS if key in about}
     manifest.write_local_manifest(
         folder,
         {
-            **subject_values,
+            **subject_manifest_values,
             "kind": "adapter",
             "method": "lora",
             "sources": about.get("sources", []),
-            "base_model": make_absolute(base_uri),
+            "base_model": make_absolute(base_model_uri),
             "base_hash": model_hash(base_folder),
             "created_at": time.time(),
         },
     )
 
 
-def _write_part(
+def _write_part_adapters(
     folder: Path, products: Mapping[str, CutProduct], network: nn.Module, dtype: torch.dtype
 ) -> None:
     folder.mkdir(parents=True)
@@ -78,11 +78,11 @@ def _write_part(
             tensor_sources[f"{PREFIX}{module_name}.{suffix}.weight"] = tensor_source
     write_tensors(folder / WEIGHTS, tensor_sources, {"format": "pt"})
     (folder / SETTINGS).write_text(
-        json.dumps(build_settings(rank_by_module), indent=1, sort_keys=True)
+        json.dumps(build_peft_settings(rank_by_module), indent=1, sort_keys=True)
     )
 
 
-def build_settings(ranks: Mapping[str, int]) -> dict[str, object]:
+def build_peft_settings(ranks: Mapping[str, int]) -> dict[str, object]:
     """peft's of plain LoRA, by the ranks of layers; every scale is one."""
     max_rank = max(ranks.values())
     # peft takes patterns for ends of names, unless they begin so.

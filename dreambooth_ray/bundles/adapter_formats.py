@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dreambooth_ray.adapters.peft_settings import PeftSettings
 from dreambooth_ray.bundles import kohya, lycoris, read_back
-from dreambooth_ray.bundles.export_file import ExportFunctions, save_weights
 from dreambooth_ray.bundles.model_spec import build_model_spec
+from dreambooth_ray.bundles.prepared_export import PreparedExport, save_weights
 from dreambooth_ray.bundles.read_back import LayerDelta, multiply_factors
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import tokens
@@ -65,7 +65,7 @@ class AdapterWeights:
         }
 
 
-def build_lora(directory: Path, dtype: torch.dtype) -> ExportFunctions:
+def build_lora(directory: Path, dtype: torch.dtype) -> PreparedExport:
     """peft's own names under the part's, the one form in which diffusers reads every layer.
 
     raises: ConfigError
@@ -95,10 +95,10 @@ def build_lora(directory: Path, dtype: torch.dtype) -> ExportFunctions:
         peft_metadata |= {f"{part}.{k}": v for k, v in peft_settings.items()}
     modelspec = build_model_spec(directory, adapter=True)
     metadata = {**modelspec, ADAPTER_METADATA_KEY: json.dumps(peft_metadata, sort_keys=True)}
-    return _export_adapters(exported_weights, adapters, directory, metadata, dtype, "lora")
+    return _make_export_functions(exported_weights, adapters, directory, metadata, dtype, "lora")
 
 
-def build_kohya(directory: Path, dtype: torch.dtype) -> ExportFunctions:
+def build_kohya(directory: Path, dtype: torch.dtype) -> PreparedExport:
     """The names of kohya's sd-scripts; LoHa and LoKr under LyCORIS's. raises: ConfigError"""
     base_folder = base_directory(directory)
     kohya_names = find_family(base_folder).kohya_names
@@ -132,25 +132,25 @@ def build_kohya(directory: Path, dtype: torch.dtype) -> ExportFunctions:
         )
     peft_settings = next(iter(adapters.values())).settings
     modelspec = build_model_spec(directory, adapter=True)
-    kohya_metadata = kohya.build_metadata(
+    kohya_metadata = kohya.build_kohya_metadata(
         peft_settings, kohya_names.read_metadata(base_folder), modelspec["modelspec.title"]
     )
     metadata = {**modelspec, **kohya_metadata}
-    return _export_adapters(weights, adapters, directory, metadata, dtype, "kohya")
+    return _make_export_functions(weights, adapters, directory, metadata, dtype, "kohya")
 
 
-def _export_adapters(
+def _make_export_functions(
     weights: Mapping[str, Tensor],
     adapters: Mapping[str, AdapterWeights],
     directory: Path,
     metadata: dict[str, str],
     dtype: torch.dtype,
     kind: str,
-) -> ExportFunctions:
+) -> PreparedExport:
     learned_deltas = {part: adapter.compute_deltas() for part, adapter in adapters.items()}
-    return ExportFunctions(
+    return PreparedExport(
         partial(save_weights, weights, dtype, metadata),
-        lambda out: read_back.check_adapters(out, directory, learned_deltas, dtype, kind),
+        lambda out: read_back.check_exported_adapters(out, directory, learned_deltas, dtype, kind),
     )
 
 
@@ -162,7 +162,7 @@ def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
             "train.method=lora, others can be exported as diffusers or single-file"
         )
     for learned_words in tokens.load_words(directory / paths.ADAPTER).values():
-        refuse_words(kind, list(learned_words))
+        refuse_learned_words(kind, list(learned_words))
     adapters = {}
     for part in (part.name for part in find_family(base_directory(directory)).networks):
         if (part_folder := directory / paths.ADAPTER / part).is_dir():
@@ -174,7 +174,7 @@ def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
     return adapters
 
 
-def refuse_words(kind: str, words: list[str]) -> None:
+def refuse_learned_words(kind: str, words: list[str]) -> None:
     """raises: ConfigError, always: `kind` has no place for learned words"""
     raise ConfigError(
         f"--format={kind}: the file would not hold the learned word {' '.join(words)}; take "
@@ -184,7 +184,7 @@ def refuse_words(kind: str, words: list[str]) -> None:
 
 def _build_lycoris(
     directory: Path, names: KohyaNames, adapters: Mapping[str, AdapterWeights], dtype: torch.dtype
-) -> ExportFunctions:
+) -> PreparedExport:
     """LoHa or LoKr under LyCORIS's names, which ComfyUI and A1111 read."""
     base_folder = base_directory(directory)
     weights: dict[str, Tensor] = {}
@@ -192,17 +192,17 @@ def _build_lycoris(
         weights |= lycoris.rename_factors(
             names, base_folder, part, adapter.weights, adapter.find_scale
         )
-    first_adapter = next(iter(adapters.values()))
+    first_part_adapter = next(iter(adapters.values()))
     modelspec = build_model_spec(directory, adapter=True)
-    metadata = modelspec | lycoris.build_metadata(
-        first_adapter.kind,
-        first_adapter.settings,
+    metadata = modelspec | lycoris.build_lycoris_metadata(
+        first_part_adapter.kind,
+        first_part_adapter.settings,
         names.read_metadata(base_folder),
         modelspec["modelspec.title"],
     )
-    return ExportFunctions(
+    return PreparedExport(
         partial(save_weights, weights, dtype, metadata),
-        lambda out: lycoris.check_written_file(out, directory / paths.ADAPTER, base_folder, dtype),
+        lambda out: lycoris.check_lycoris_file(out, directory / paths.ADAPTER, base_folder, dtype),
     )
 
 

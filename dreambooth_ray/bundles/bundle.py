@@ -10,25 +10,25 @@ from torch import Tensor
 
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.run_inputs import read_pins
+from dreambooth_ray.data.run_inputs import read_model_pins
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import Components, build_pipeline, load_components
 from dreambooth_ray.models.family import ModelFamily, find_family
 from dreambooth_ray.models.model_directory import base_directory, model_hash
-from dreambooth_ray.models.model_source import find_shipped, make_absolute, parse_source
-from dreambooth_ray.models.streamed_denoiser import list_denoiser_sources, stream_denoiser
+from dreambooth_ray.models.model_source import find_shipped_model, make_absolute, parse_source
+from dreambooth_ray.models.streamed_denoiser import list_denoiser_sources, patch_save_pretrained
 from dreambooth_ray.models.trainable_params import (
-    apply_method,
+    apply_train_method,
     check_trainable_params,
-    load_part,
+    load_part_weights,
 )
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.scratch import scratch_folder
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.convert import verified_weights
-from dreambooth_ray.training.checkpoint.download import CheckpointFiles, restore_weights
+from dreambooth_ray.training.checkpoint.download import CheckpointFiles, download_weight_files
 from dreambooth_ray.training.metrics_log import read_metrics
 from dreambooth_ray.training.run_state import RunState
 
@@ -86,7 +86,7 @@ def export_bundle(
             "`dreambooth resume`"
         )
     with scratch_folder("bundle", config.storage.scratch) as folder:
-        step = state.bundle_step
+        step = state.bundled_checkpoint_step
         checkpoint_files = _open_checkpoint(run, step, folder, kept_files)
         stage_folder = folder / "bundle"
         with verified_weights(checkpoint_files) as weights:
@@ -98,7 +98,7 @@ def export_bundle(
         card = _render_card(config, family, run, base_model, step, state.last_step)
         (stage_folder / "card.md").write_text(card)
         bundle_metadata |= {"step": step, "created_at": time.time()}
-        manifest.publish_folder(run, paths.BUNDLE, stage_folder, bundle_metadata)
+        manifest.upload_folder_with_manifest(run, paths.BUNDLE, stage_folder, bundle_metadata)
 
 
 def _open_checkpoint(
@@ -107,9 +107,9 @@ def _open_checkpoint(
     """raises: CheckpointError if a file of it is not in storage, or not what was sent"""
     checkpoint = find_checkpoint(run, step)
     if kept_files is None:
-        return restore_weights(run, checkpoint, folder / "checkpoint")
-    if lost_file := manifest.find_metadata_mismatch(run, checkpoint.name):
-        raise CheckpointError(f"{run.uri}/{lost_file}")
+        return download_weight_files(run, checkpoint, folder / "checkpoint")
+    if mismatched_file := manifest.find_metadata_mismatch(run, checkpoint.name):
+        raise CheckpointError(f"{run.uri}/{mismatched_file}")
     return kept_files
 
 
@@ -122,23 +122,23 @@ def _write_weights(
 ) -> dict[str, object]:
     """Write the weights to `stage_folder`; returns the manifest's `about`."""
     components = load(directory)
-    apply_method(config, components)
+    apply_train_method(config, components)
     check_trainable_params(components, weights)
     bundle_metadata = _describe_subjects(config)
     denoiser_name = components.family.denoiser.name
     for encoder_name, encoder in components.text_encoders.items():
-        load_part(encoder, weights.get(encoder_name, {}))
+        load_part_weights(encoder, weights.get(encoder_name, {}))
     if config.train.method == "lora":
-        load_part(components.denoiser, weights.get(denoiser_name, {}))
+        load_part_weights(components.denoiser, weights.get(denoiser_name, {}))
         _save_adapters(components, stage_folder)
         if config.loss.zero_terminal_snr:
             components.schedule.save_pretrained(stage_folder / paths.ADAPTER_SCHEDULER)
         return bundle_metadata | {"kind": "adapter", "base_hash": model_hash(directory)}
     tokens.fold_embeddings(components)
-    denoiser_sources = list_denoiser_sources(
+    denoiser_tensor_sources = list_denoiser_sources(
         components.denoiser, denoiser_name, directory, weights.get(denoiser_name)
     )
-    stream_denoiser(components.denoiser, denoiser_sources)
+    patch_save_pretrained(components.denoiser, denoiser_tensor_sources)
     pipeline = build_pipeline(components, directory)
     if config.loss.zero_terminal_snr:
         pipeline.scheduler = DDIMScheduler.from_config(
@@ -152,8 +152,8 @@ def _write_weights(
 def _find_base(config: Config, run: Store) -> str:
     """The base model as it is found again: of the hub, at the commit that the run began with."""
     model_source = make_absolute(config.model.source)
-    model_source = read_pins(run).get(model_source, model_source)
-    is_folder = not find_shipped(model_source) and parse_source(model_source).is_directory
+    model_source = read_model_pins(run).get(model_source, model_source)
+    is_folder = not find_shipped_model(model_source) and parse_source(model_source).is_directory
     return str(Path(model_source).resolve()) if is_folder else model_source
 
 
@@ -201,7 +201,7 @@ def _render_card(
 ) -> str:
     losses = [float(r["loss"]) for r in read_metrics(run)]
     usage_template = _USE_ADAPTER if config.train.method == "lora" else _USE
-    tenth = max(1, len(losses) // 10)
+    tenth_of_steps = max(1, len(losses) // 10)
     return _CARD.format(
         title=", ".join(f"{config.word(s)} {s.class_noun}" for s in config.all_subjects),
         meaning="; ".join(
@@ -218,25 +218,29 @@ def _render_card(
         lr=config.train.lr,
         kept=_describe_preservation(config),
         text_encoder="yes" if config.train.text_encoder else "no",
-        first=sum(losses[:tenth]) / tenth,
-        last=sum(losses[-tenth:]) / tenth,
+        first=sum(losses[:tenth_of_steps]) / tenth_of_steps,
+        last=sum(losses[-tenth_of_steps:]) / tenth_of_steps,
         config=dump_config(config),
     )
 
 
 def _describe_preservation(config: Config) -> str:
     prior_config = config.prior
-    preserved_texts = []
+    preservation_phrases = []
     if prior_config.num_images:
-        preserved_texts.append(
+        preservation_phrases.append(
             f"{prior_config.num_images} class images, weight {prior_config.weight:g}"
         )
     if prior_config.keeps_output:
-        preserved_texts.append(f"the base model's output, weight {prior_config.output_weight:g}")
+        preservation_phrases.append(
+            f"the base model's output, weight {prior_config.output_weight:g}"
+        )
     if config.train.keeps_background:
-        weight = config.train.mask_background
-        preserved_texts.append(f"the base model's output outside the masks, weight {weight:g}")
-    return "; ".join(preserved_texts) or "nothing"
+        background_weight = config.train.mask_background
+        preservation_phrases.append(
+            f"the base model's output outside the masks, weight {background_weight:g}"
+        )
+    return "; ".join(preservation_phrases) or "nothing"
 
 
 def read_bundle_metadata(directory: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ class _Factors(NamedTuple):
     up: Tensor
 
 
-def find_layers(
+def find_kohya_layers(
     names: KohyaNames, directory: Path, part: str, layers: Iterable[str]
 ) -> dict[str, KohyaLayer]:
     """By layer; raises ConfigError naming one that readers of this format would pass over."""
@@ -57,15 +57,15 @@ def rename_weights(
     """
     layers = {n.removesuffix(".weight").rpartition(".")[0] for n in weights}
     factors_by_layer: dict[str, dict[int, _Factors]] = defaultdict(dict)
-    shares: dict[str, tuple[int, ...]] = {}
-    for layer, kohya_layer in sorted(find_layers(names, directory, part, layers).items()):
+    part_sizes_by_layer: dict[str, tuple[int, ...]] = {}
+    for layer, kohya_layer in sorted(find_kohya_layers(names, directory, part, layers).items()):
         down, up = (weights[f"{layer}.lora_{x}.weight"] for x in ("A", "B"))
         factors_by_layer[kohya_layer.name][kohya_layer.part] = _Factors(down, up)
-        shares[kohya_layer.name] = kohya_layer.shares
+        part_sizes_by_layer[kohya_layer.name] = kohya_layer.shares
     renamed = {}
     for file_layer_name, factors_by_part in factors_by_layer.items():
-        factors = _stack(factors_by_part, shares[file_layer_name])
-        num_parts = len(shares[file_layer_name])
+        factors = _stack_part_factors(factors_by_part, part_sizes_by_layer[file_layer_name])
+        num_parts = len(part_sizes_by_layer[file_layer_name])
         # A layer of another rank has its scale in its weights: diffusers mistakes other alphas.
         scale_factor = len(factors.down) / (rank * num_parts) if rank else 1.0
         renamed[f"{file_layer_name}.lora_down.weight"] = factors.down
@@ -76,27 +76,31 @@ def rename_weights(
     return renamed
 
 
-def _stack(parts: Mapping[int, _Factors], shares: tuple[int, ...]) -> _Factors:
+def _stack_part_factors(parts: Mapping[int, _Factors], shares: tuple[int, ...]) -> _Factors:
     """One adapter of as many times the rank as parts, which does to each what its own does."""
     if len(shares) == 1:
         return parts[0]
-    part_factors = [parts.get(k) or _untrained(parts, shares, k) for k in range(len(shares))]
+    part_factors = [
+        parts.get(k) or _make_zero_factors(parts, shares, k) for k in range(len(shares))
+    ]
     return _Factors(
         torch.cat([factors.down for factors in part_factors]),
         torch.block_diag(*(factors.up for factors in part_factors)),  # type: ignore[no-untyped-call]
     )
 
 
-def _untrained(parts: Mapping[int, _Factors], shares: tuple[int, ...], index: int) -> _Factors:
+def _make_zero_factors(
+    parts: Mapping[int, _Factors], shares: tuple[int, ...], index: int
+) -> _Factors:
     """An adapter of the part `index` that does nothing, as wide as the others'."""
-    (trained_index, factors), *_ = parts.items()
-    num_rows = len(factors.up) // shares[trained_index] * shares[index]
+    (trained_part_index, factors), *_ = parts.items()
+    num_output_rows = len(factors.up) // shares[trained_part_index] * shares[index]
     return _Factors(
-        torch.zeros_like(factors.down), factors.up.new_zeros(num_rows, factors.up.shape[1])
+        torch.zeros_like(factors.down), factors.up.new_zeros(num_output_rows, factors.up.shape[1])
     )
 
 
-def build_metadata(
+def build_kohya_metadata(
     settings: Mapping[str, Any], about: Mapping[str, str], title: str
 ) -> dict[str, str]:
     """The metadata that sd-scripts write, as far as we have it.

@@ -18,9 +18,9 @@ from dreambooth_ray.models.single_file_names import (
     OPEN_CLIP_LAYERS,
     UNET_PREFIX,
     VAE_ATTENTION,
-    SingleFileEncoder,
+    SingleFileEncoderNames,
     UNetBlocks,
-    name_unet_weight,
+    find_original_unet_name,
 )
 
 _Weight = TypeVar("_Weight")
@@ -32,7 +32,9 @@ _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)
 def convert_unet(weights: Mapping[str, _Weight]) -> dict[str, _Weight]:
     """UNet2DConditionModel's weights, or what stands for them, under "model.diffusion_model."."""
     blocks = UNetBlocks.of_names(weights)
-    return {f"{UNET_PREFIX}{name_unet_weight(name, blocks)}": w for name, w in weights.items()}
+    return {
+        f"{UNET_PREFIX}{find_original_unet_name(name, blocks)}": w for name, w in weights.items()
+    }
 
 
 def _count_blocks(names: Iterable[str], prefix: str) -> int:
@@ -45,11 +47,11 @@ def mark_prediction(pipeline: DiffusionPipeline) -> dict[str, Tensor]:
     is_xl = hasattr(pipeline, "text_encoder_2")
     if not is_xl or scheduler_config.get("prediction_type") != "v_prediction":
         return {}
-    marker_names = [
+    marker_tensor_names = [
         "v_pred",
         *(["ztsnr"] if scheduler_config.get("rescale_betas_zero_snr") else []),
     ]
-    return {name: torch.zeros(0) for name in marker_names}
+    return {name: torch.zeros(0) for name in marker_tensor_names}
 
 
 def convert_vae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,25 +73,27 @@ def _vae_name(name: str, num_up_blocks: int) -> str:
     if inner_name.startswith("conv_norm_out."):
         return f"{coder_name}.norm_out.{inner_name.rpartition('.')[2]}"
     if mid_match := _MID.fullmatch(inner_name):
-        layer_kind, layer_index, suffix = mid_match.groups()
-        if layer_kind == "resnets":
+        sublayer_kind, layer_index, suffix = mid_match.groups()
+        if sublayer_kind == "resnets":
             return f"{coder_name}.mid.block_{int(layer_index) + 1}.{suffix}"
         layer, _, leaf = suffix.rpartition(".")
         return f"{coder_name}.mid.attn_{int(layer_index) + 1}.{VAE_ATTENTION[layer]}.{leaf}"
     block_match = _BLOCK.fullmatch(inner_name)
     if block_match is None:
         return name
-    direction, block_number, layer_kind, layer_index, suffix = block_match.groups()
+    block_direction, block_number, sublayer_kind, layer_index, suffix = block_match.groups()
     # The decoder counts its blocks from the image's side.
-    ldm_index = int(block_number) if direction == "down" else num_up_blocks - 1 - int(block_number)
-    if layer_kind == "resnets":
+    ldm_index = (
+        int(block_number) if block_direction == "down" else num_up_blocks - 1 - int(block_number)
+    )
+    if sublayer_kind == "resnets":
         suffix = suffix.replace("conv_shortcut", "nin_shortcut")
-        return f"{coder_name}.{direction}.{ldm_index}.block.{layer_index}.{suffix}"
-    return f"{coder_name}.{direction}.{ldm_index}.{direction}sample.{suffix}"
+        return f"{coder_name}.{block_direction}.{ldm_index}.block.{layer_index}.{suffix}"
+    return f"{coder_name}.{block_direction}.{ldm_index}.{block_direction}sample.{suffix}"
 
 
 def convert_text_encoder(
-    weights: Mapping[str, Tensor], place: SingleFileEncoder
+    weights: Mapping[str, Tensor], place: SingleFileEncoderNames
 ) -> dict[str, Tensor]:
     """CLIPTextModel's weights, or those of one with a projection, as single files have them."""
     convert_weights = convert_clip if place.layers == "clip" else convert_open_clip

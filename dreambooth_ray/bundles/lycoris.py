@@ -40,7 +40,7 @@ def rename_factors(
         factors_by_layer[layer][role] = weight
     renamed: dict[str, Tensor] = {}
     for layer, kohya_layer in sorted(
-        kohya.find_layers(names, directory, part, factors_by_layer).items()
+        kohya.find_kohya_layers(names, directory, part, factors_by_layer).items()
     ):
         if len(kohya_layer.shares) > 1:
             raise ConfigError(
@@ -59,7 +59,7 @@ def rename_factors(
     return renamed
 
 
-def build_metadata(
+def build_lycoris_metadata(
     algorithm: str, settings: Mapping[str, Any], about: Mapping[str, str], title: str
 ) -> dict[str, str]:
     """What LyCORIS writes, as far as we have it. settings: peft's; about: the base model's"""
@@ -77,7 +77,7 @@ def build_metadata(
     }
 
 
-def check_written_file(path: Path, adapter: Path, base: Path, dtype: torch.dtype) -> None:
+def check_lycoris_file(path: Path, adapter: Path, base: Path, dtype: torch.dtype) -> None:
     """Read a file by the rules of its readers, and compare every layer with what was learnt.
 
     adapter: peft's folders, by part; base: the model's directory; dtype: of the file
@@ -86,13 +86,14 @@ def check_written_file(path: Path, adapter: Path, base: Path, dtype: torch.dtype
     layer_table = LayerTable.of_directory(base)
     written_layers = read_adapter(path, layer_table).layers
     learned_layers = read_adapter(adapter, layer_table).layers
-    if unread_keys := sorted(written_layers.keys() ^ learned_layers.keys()):
+    if unread_layer_keys := sorted(written_layers.keys() ^ learned_layers.keys()):
         raise ConfigError(
-            f"--format=kohya: {'.'.join(unread_keys[0])} is not read back; take --format=diffusers"
+            f"--format=kohya: {'.'.join(unread_layer_keys[0])} is not read back; take "
+            "--format=diffusers"
         )
-    for layer_key, learned_layer in learned_layers.items():
+    for part_and_layer, learned_layer in learned_layers.items():
         deltas = (
             LayerDelta(compute_product(adapter_layer.factors) * adapter_layer.scale, None)
-            for adapter_layer in (written_layers[layer_key], learned_layer)
+            for adapter_layer in (written_layers[part_and_layer], learned_layer)
         )
-        check_delta(".".join(layer_key), *deltas, dtype=dtype, kind="kohya")
+        check_delta(".".join(part_and_layer), *deltas, dtype=dtype, kind="kohya")

@@ -17,7 +17,7 @@ from dreambooth_ray.adapters.low_rank import (
     cut_product,
     join_products,
 )
-from dreambooth_ray.adapters.rank_report import RankReport
+from dreambooth_ray.adapters.rank_cut_report import RankCutReport
 from dreambooth_ray.bundles.adapter_bundle import write_adapter_bundle
 from dreambooth_ray.bundles.new_path import explained_writing, new_path
 from dreambooth_ray.bundles.read_back import refuse_overflow
@@ -41,10 +41,10 @@ def merge_into_model(
     raises: ConfigError, StorageError
     """
     components = load_components(directory)
-    for layer_key, uses in _collect_layer_uses(adapters, directory).items():
-        weight = _find_weight(components.networks, layer_key)
+    for part_and_layer, adapter_uses in _collect_layer_uses(adapters, directory).items():
+        weight = _find_weight(components.networks, part_and_layer)
         with torch.no_grad():
-            weight.copy_(sum_deltas(weight, uses))
+            weight.copy_(sum_deltas(weight, adapter_uses))
     dtype = torch.float16 if half else torch.float32
     for network in components.networks.values():
         refuse_overflow(network.state_dict(), dtype)
@@ -53,14 +53,14 @@ def merge_into_model(
         build_pipeline(components, directory).save_pretrained(partial_out, safe_serialization=True)
 
 
-def merge_into_bundle(
+def merge_into_adapter_bundle(
     adapters: Sequence[LocalAdapter],
     base: tuple[str, Path],
     out: Path,
     *,
     rank: int | None = None,
     half: bool = False,
-) -> RankReport:
+) -> RankCutReport:
     """Write an adapter bundle that adds what all adapters add together; returns what rank costs.
 
     base: the model's URI and its directory; rank: None for the sum of all ranks, which loses
@@ -69,20 +69,22 @@ def merge_into_bundle(
     """
     base_folder = base[1]
     uses_by_layer = _collect_layer_uses(adapters, base_folder)
-    needs_weights = not all(a.is_plain for uses in uses_by_layer.values() for a, _ in uses)
-    if needs_weights and rank is None:
+    needs_base_weights = not all(
+        a.is_plain for adapter_uses in uses_by_layer.values() for a, _ in adapter_uses
+    )
+    if needs_base_weights and rank is None:
         raise ConfigError(
             "--rank is not given, and not all adapters are plain LoRA: the sum with others has the "
             "rank of the layers; give --rank, or --into model, which loses nothing"
         )
-    networks = _build_networks(base_folder, with_weights=needs_weights)
+    networks = _load_networks(base_folder, with_weights=needs_base_weights)
     products = {
-        layer_key: _sum_uses(_find_weight(networks, layer_key), uses, rank)
-        for layer_key, uses in uses_by_layer.items()
+        part_and_layer: _sum_uses(_find_weight(networks, part_and_layer), adapter_uses, rank)
+        for part_and_layer, adapter_uses in uses_by_layer.items()
     }
     dtype = torch.float16 if half else torch.float32
-    for layer_key, product in products.items():
-        layer_name = ".".join(layer_key)
+    for part_and_layer, product in products.items():
+        layer_name = ".".join(part_and_layer)
         refuse_overflow(
             {f"{layer_name} (down)": product.down, f"{layer_name} (up)": product.up}, dtype
         )
@@ -90,7 +92,9 @@ def merge_into_bundle(
         write_adapter_bundle(
             partial_out, products, networks, base, _describe_sources(adapters), dtype
         )
-    return RankReport.of({".".join(layer_key): product for layer_key, product in products.items()})
+    return RankCutReport.of(
+        {".".join(part_and_layer): product for part_and_layer, product in products.items()}
+    )
 
 
 def _collect_layer_uses(adapters: Sequence[LocalAdapter], directory: Path) -> dict[LayerKey, Uses]:
@@ -99,10 +103,12 @@ def _collect_layer_uses(adapters: Sequence[LocalAdapter], directory: Path) -> di
     for local_adapter in adapters:
         if local_adapter.path.is_dir():
             check_adapter_folder(local_adapter.path)
-        for layer_key, layer_adapter in _read_local_adapter(
+        for part_and_layer, layer_adapter in _read_local_adapter(
             local_adapter, layer_table
         ).layers.items():
-            uses_by_layer.setdefault(layer_key, []).append((layer_adapter, local_adapter.weight))
+            uses_by_layer.setdefault(part_and_layer, []).append(
+                (layer_adapter, local_adapter.weight)
+            )
     return uses_by_layer
 
 
@@ -113,30 +119,30 @@ def _read_local_adapter(local_adapter: LocalAdapter, layer_table: LayerTable) ->
         raise ConfigError(f"{local_adapter.path}: {error}") from error
 
 
-def _build_networks(directory: Path, *, with_weights: bool) -> Mapping[str, nn.Module]:
+def _load_networks(directory: Path, *, with_weights: bool) -> Mapping[str, nn.Module]:
     if with_weights:
         return load_components(directory).networks
-    return _build_empty(directory).networks
+    return _build_empty_components(directory).networks
 
 
-def _build_empty(directory: Path) -> Components:
+def _build_empty_components(directory: Path) -> Components:
     with torch.device("meta"):
         return find_family(directory).load_functions().build_empty(directory)
 
 
-def _find_weight(networks: Mapping[str, nn.Module], layer_key: LayerKey) -> Tensor:
-    part, layer = layer_key
+def _find_weight(networks: Mapping[str, nn.Module], part_and_layer: LayerKey) -> Tensor:
+    part, layer = part_and_layer
     module = find_layer(networks[part], layer)
     assert module is not None
     return module.get_parameter("weight").detach()
 
 
-def _sum_uses(weight: Tensor, uses: Uses, rank: int | None) -> CutProduct:
-    if all(adapter.is_plain for adapter, _ in uses):
-        down, up = join_products(uses)
+def _sum_uses(weight: Tensor, adapter_uses: Uses, rank: int | None) -> CutProduct:
+    if all(adapter.is_plain for adapter, _ in adapter_uses):
+        down, up = join_products(adapter_uses)
         return cut_product(down, up, rank or len(down))
     assert rank is not None
-    delta = sum_deltas(weight, uses) - weight.float()
+    delta = sum_deltas(weight, adapter_uses) - weight.float()
     return cut_matrix(delta.flatten(1), rank)
 
 

@@ -10,7 +10,7 @@ from dreambooth_ray.data.photographs import is_in_photograph_folder
 from dreambooth_ray.errors import StorageError
 
 
-def check_new(out: Path) -> None:
+def check_path_is_new(out: Path) -> None:
     """raises: StorageError where there is something already"""
     if out.exists():
         raise StorageError(f"--out={str(out)!r} is there already; choose another or remove it")
@@ -51,7 +51,7 @@ def new_path(out: Path) -> Iterator[Path]:
 
     raises: StorageError where `out` is there already, or can't be written
     """
-    check_new(out)
+    check_path_is_new(out)
     partial_out = out.with_name(f"{out.stem}.{uuid.uuid4().hex}.partial{out.suffix}")
     with explained_writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ class LayerDelta:
     magnitude: Tensor | None
 
 
-def check_adapters(
+def check_exported_adapters(
     path: Path,
     directory: Path,
     learned: Mapping[str, Mapping[str, LayerDelta]],
@@ -78,9 +78,9 @@ def check_delta(
     layer: str, read: LayerDelta, learned: LayerDelta, *, dtype: torch.dtype, kind: str
 ) -> None:
     """raises: ConfigError if a layer is read otherwise than it was learnt, beyond rounding"""
-    error = _compare_deltas(read, learned)
-    if not error <= _TOLERANCES[dtype]:
-        raise ConfigError(_explain_loss(layer, error, dtype, kind))
+    relative_error = _compare_deltas(read, learned)
+    if not relative_error <= _TOLERANCES[dtype]:
+        raise ConfigError(_explain_delta_error(layer, relative_error, dtype, kind))
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def _explained_reading(kind: str) -> Iterator[None]:
         ) from error
 
 
-def _explain_loss(layer: str, error: float, dtype: torch.dtype, kind: str) -> str:
+def _explain_delta_error(layer: str, error: float, dtype: torch.dtype, kind: str) -> str:
     if dtype == torch.float16:
         return (
             f"--half: float16 changes what {layer} learnt by {error:.0%}, its numbers are too "
@@ -140,12 +140,12 @@ def _read_adapters(network: nn.Module) -> dict[str, LayerDelta]:
 
 def _compare_deltas(read: LayerDelta, learned: LayerDelta) -> float:
     """Relative error of the worse of the two; infinite where one is missing."""
-    error = _relative_error(read.delta, learned.delta)
+    relative_error = _relative_error(read.delta, learned.delta)
     if learned.magnitude is None and read.magnitude is None:
-        return error
+        return relative_error
     if learned.magnitude is None or read.magnitude is None:
         return float("inf")
-    return max(error, _relative_error(read.magnitude, learned.magnitude))
+    return max(relative_error, _relative_error(read.magnitude, learned.magnitude))
 
 
 def _relative_error(read: Tensor, expected: Tensor) -> float:
@@ -155,7 +155,7 @@ def _relative_error(read: Tensor, expected: Tensor) -> float:
     return difference_norm / float(expected.norm()) if difference_norm else 0.0
 
 
-def check_folder(
+def check_exported_folder(
     path: Path, parts: Components, denoiser: Mapping[str, Tensor], dtype: torch.dtype
 ) -> None:
     """Load a directory by diffusers, and compare every weight and the tokenizers' words.
@@ -163,14 +163,14 @@ def check_folder(
     parts: as written; denoiser: the weights of that one, which need not be loaded in `parts`
     """
     pipeline_class = getattr(diffusers, parts.family.pipeline_classes[0])
-    read_pipeline = partial(
+    load_exported = partial(
         pipeline_class.from_pretrained,
         path,
         dtype=dtype,
         local_files_only=True,
-        **find_unread_parts(path),
+        **find_skipped_parts(path),
     )
-    loaded_pipeline = _compare_networks(read_pipeline, parts.networks, denoiser, dtype, "diffusers")
+    loaded_pipeline = _compare_networks(load_exported, parts.networks, denoiser, dtype, "diffusers")
     for encoder in parts.family.text_encoders:
         tokenizer_name = encoder.tokenizer
         tokenizer = getattr(loaded_pipeline, tokenizer_name) or load_tokenizer(
@@ -182,18 +182,18 @@ def check_folder(
             )
 
 
-def find_unread_parts(path: Path) -> dict[str, None]:
+def find_skipped_parts(path: Path) -> dict[str, None]:
     """Parts that diffusers is told not to read.
 
     What a directory says it does not have, as diffusers wants to be told of some; and processors,
     whose classes want torchvision: a pipeline that is given their tokenizer reads prompts as well.
     """
-    indexed_parts = {
+    classes_by_part = {
         k: v for k, v in read_json(path / INDEX).items() if isinstance(v, list) and len(v) == 2
     }
     return {
         name: None
-        for name, part_classes in indexed_parts.items()
+        for name, part_classes in classes_by_part.items()
         if part_classes == [None, None] or str(part_classes[1]).endswith("Processor")
     }
 
@@ -210,7 +210,7 @@ def check_single_file(
     pipeline: as written; denoiser: the weights of that one
     """
     networks = {part.name: getattr(pipeline, part.name) for part in family.networks}
-    optional = {"safety_checker", "feature_extractor"} & pipeline.components.keys()
+    optional_parts = {"safety_checker", "feature_extractor"} & pipeline.components.keys()
     with tempfile.TemporaryDirectory(prefix="dreambooth-configs-") as config_folder:
         # The reader wants the configurations of the model beside the file.
         pipeline.save_config(config_folder)
@@ -226,19 +226,19 @@ def check_single_file(
                 Path(config_folder) / encoder.tokenizer
             )
         pipeline.scheduler.save_pretrained(Path(config_folder) / "scheduler")
-        read_pipeline = partial(
+        load_exported = partial(
             type(pipeline).from_single_file,
             str(path),
             config=config_folder,
-            **dict.fromkeys(optional),
+            **dict.fromkeys(optional_parts),
             local_files_only=True,
             torch_dtype=dtype,
         )
-        _compare_networks(read_pipeline, networks, denoiser, dtype, "single-file")
+        _compare_networks(load_exported, networks, denoiser, dtype, "single-file")
 
 
 def _compare_networks(
-    read_pipeline: Callable[..., Any],
+    load_exported: Callable[..., Any],
     written: Mapping[str, nn.Module],
     denoiser: Mapping[str, Tensor],
     dtype: torch.dtype,
@@ -246,7 +246,7 @@ def _compare_networks(
 ) -> Any:
     """Compare part by part, and let go of each as it was written and as it was read.
 
-    read_pipeline: with the parts that it is given in place of those it would read
+    load_exported: with the parts that it is given in place of those it would read
     written: by name, the denoiser first
     returns: the pipeline, its networks without weights but for the denoiser
     raises: ConfigError naming a weight that is read otherwise than it was written
@@ -256,7 +256,7 @@ def _compare_networks(
         del loaded_pipeline
         release_freed_memory()
         with _explained_reading(kind):
-            loaded_pipeline = read_pipeline(
+            loaded_pipeline = load_exported(
                 **{n: other for n, other in written.items() if n != part}
             )
         is_denoiser = network is next(iter(written.values()))
@@ -273,16 +273,17 @@ def _compare_weights(
     dtype: torch.dtype,
     kind: str,
 ) -> None:
-    differing_names = sorted(read_weights.keys() ^ weights.keys())
-    for index, (name, weight) in enumerate([] if differing_names else weights.items()):
+    differing_weights = sorted(read_weights.keys() ^ weights.keys())
+    for index, (name, weight) in enumerate([] if differing_weights else weights.items()):
         if not torch.equal(read_weights[name].to(dtype), weight.to(dtype)):
-            differing_names.append(name)
+            differing_weights.append(name)
         if index % _WEIGHTS_BETWEEN_RELEASES == 0:
             release_freed_memory()
-    if differing_names:
+    if differing_weights:
         raise ConfigError(
-            f"--format={kind}: diffusers reads {len(differing_names)} weights of {part} otherwise "
-            f"than they were written, {differing_names[0]} for one; take another --format"
+            f"--format={kind}: diffusers reads {len(differing_weights)} weights of {part} "
+            f"otherwise than they were written, {differing_weights[0]} for one; take another "
+            "--format"
         )
 
 

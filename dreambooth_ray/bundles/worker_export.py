@@ -19,21 +19,21 @@ from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.imports import pause_garbage_collection
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.model_mirror import locate_model
-from dreambooth_ray.storage.fence import find_checkpoint, is_followed
-from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.storage.fence import find_checkpoint, has_newer_holder
+from dreambooth_ray.storage.store import Store, use_storage_options
 from dreambooth_ray.training.run_state import read_run_state
 from dreambooth_ray.training.worker_job import WorkerJob
 
 if TYPE_CHECKING:
     from dreambooth_ray.models.components import Components
-    from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+    from dreambooth_ray.training.checkpoint.last_local_checkpoint import LastLocalCheckpoint
 
 _TASK_RETRIES = 3
 # A model's parts from its directory.
 LoadParts = Callable[[Path], "Components"]
 
 
-def export_in_worker(job: WorkerJob, checkpoint: "KeptCheckpoint | None") -> None:
+def export_in_worker(job: WorkerJob, checkpoint: "LastLocalCheckpoint | None") -> None:
     """Make the bundle of a run that this process has trained to its end.
 
     Nothing where evaluations are still to choose. What fails here is tried again, and said, by
@@ -43,28 +43,28 @@ def export_in_worker(job: WorkerJob, checkpoint: "KeptCheckpoint | None") -> Non
     if config.choice.rule != "last":
         return
     with suppress(Exception):
-        _export_unless_followed(job, config, checkpoint, None)
+        _export_unless_superseded(job, config, checkpoint, None)
 
 
 def export_with_loaded_components(
-    job: WorkerJob, checkpoint: "KeptCheckpoint | None", load: "LoadParts"
+    job: WorkerJob, checkpoint: "LastLocalCheckpoint | None", load: "LoadParts"
 ) -> None:
     """Make the bundle of a run that this process has trained, with parts that it has in memory.
 
     raises: CheckpointError if the checkpoint is damaged; StorageError
     """
-    _export_unless_followed(job, parse_config(job.config, job.run_uri, []), checkpoint, load)
+    _export_unless_superseded(job, parse_config(job.config, job.run_uri, []), checkpoint, load)
 
 
-def _export_unless_followed(
+def _export_unless_superseded(
     job: WorkerJob,
     config: Config,
-    checkpoint: "KeptCheckpoint | None",
+    checkpoint: "LastLocalCheckpoint | None",
     load: "LoadParts | None",
 ) -> None:
     run_store = Store(job.run_uri)
     # What a holder that was followed still has in hand may count no more.
-    if not is_followed(run_store, job.lease):
+    if not has_newer_holder(run_store, job.lease):
         checkpoint_id = find_checkpoint(run_store, checkpoint.step) if checkpoint else None
         is_own_checkpoint = checkpoint_id is not None and checkpoint_id.lease == job.lease
         local_checkpoint = checkpoint if is_own_checkpoint else None
@@ -96,7 +96,7 @@ def _export_stored(
     config: str, model_location: tuple[str, str], run_uri: str, storage_options: dict[str, Any]
 ) -> None:
     """model_location: its directory, and its hash"""
-    use_options(run_uri, storage_options)
+    use_storage_options(run_uri, storage_options)
     model_path = locate_model(*model_location, run_uri)
     _export_bundle(parse_config(config, run_uri, []), str(model_path), run_uri, None)
 
@@ -105,7 +105,7 @@ def _export_bundle(
     config: Config,
     model_path: str,
     run_uri: str,
-    checkpoint: "KeptCheckpoint | None",
+    checkpoint: "LastLocalCheckpoint | None",
     load: "LoadParts | None" = None,
 ) -> None:
     with pause_garbage_collection():
@@ -115,9 +115,9 @@ def _export_bundle(
     run_state = read_run_state(run_store, config)
     if not run_state.is_trained:
         return
-    is_bundled_step = checkpoint is not None and checkpoint.step == run_state.bundle_step
-    checkpoint_files = checkpoint.files if checkpoint is not None and is_bundled_step else None
-    export_options = {"load": load} if load is not None else {}
-    export_bundle(
-        config, Path(model_path), run_store, run_state, checkpoint_files, **export_options
+    has_bundle_step = (
+        checkpoint is not None and checkpoint.step == run_state.bundled_checkpoint_step
     )
+    checkpoint_files = checkpoint.files if checkpoint is not None and has_bundle_step else None
+    export_kwargs = {"load": load} if load is not None else {}
+    export_bundle(config, Path(model_path), run_store, run_state, checkpoint_files, **export_kwargs)

@@ -18,7 +18,7 @@ class NoAnswerError(DreamBoothError):
     """One image that a server has no caption for; for others it may have one."""
 
 
-class PassingError(NoAnswerError):
+class TemporaryAnswerError(NoAnswerError):
     """What may be gone at the next try.
 
     wait_s: what the server asks to wait, None where it says nothing
@@ -38,21 +38,28 @@ def read_caption_answer(answer: Any) -> str:
     raises: PassingError where it is empty; NoAnswerError for another that is none
     """
     try:
-        choice = answer["choices"][0]
-        content, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+        answer_choice = answer["choices"][0]
+        message_content, model_refusal = (
+            answer_choice["message"].get("content"),
+            answer_choice["message"].get("refusal"),
+        )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise NoAnswerError("the answer has no choices[0].message.content") from error
-    if isinstance(content, list):  # as parts, which some servers give back as they got them
-        content = "".join(str(p.get("text", "")) for p in content if isinstance(p, dict))
-    if refusal:
-        raise NoAnswerError(f"the model refuses: {_shorten(str(refusal))}")
-    if choice.get("finish_reason") == "content_filter":
+    if isinstance(message_content, list):  # as parts, which some servers give back as they got them
+        message_content = "".join(
+            str(p.get("text", "")) for p in message_content if isinstance(p, dict)
+        )
+    if model_refusal:
+        raise NoAnswerError(f"the model refuses: {_shorten_error_text(str(model_refusal))}")
+    if answer_choice.get("finish_reason") == "content_filter":
         raise NoAnswerError("the server's content filter withheld the answer")
-    if choice.get("finish_reason") == "length":
+    if answer_choice.get("finish_reason") == "length":
         raise NoAnswerError("the answer was cut off at the server's limit of tokens; raise it")
-    caption = _unwrap(join_lines(_THOUGHTS.sub("", content if isinstance(content, str) else "")))
+    caption = _strip_heading_and_quotes(
+        join_lines(_THOUGHTS.sub("", message_content if isinstance(message_content, str) else ""))
+    )
     if not caption:
-        raise PassingError("the answer is empty")
+        raise TemporaryAnswerError("the answer is empty")
     try:
         check_characters(caption, "the answer")
     except DataError as error:
@@ -62,17 +69,22 @@ def read_caption_answer(answer: Any) -> str:
     return caption
 
 
-def read_error(content: bytes) -> str:
+def read_server_error(content: bytes) -> str:
     """What a server says is wrong: its own words where there are some, on one line."""
-    text = content.decode(errors="replace")
+    error_text = content.decode(errors="replace")
     try:
-        error = json.loads(text)
+        server_error = json.loads(error_text)
     except (ValueError, RecursionError):
-        error = text
-    for key in ("error", "message", "detail"):
-        if isinstance(error, dict) and key in error:
-            error = error[key]
-    return _shorten(error if isinstance(error, str) else json.dumps(error)) or "nothing more"
+        server_error = error_text
+    for error_field in ("error", "message", "detail"):
+        if isinstance(server_error, dict) and error_field in server_error:
+            server_error = server_error[error_field]
+    return (
+        _shorten_error_text(
+            server_error if isinstance(server_error, str) else json.dumps(server_error)
+        )
+        or "nothing more"
+    )
 
 
 def read_wait_s(header: str | None) -> float | None:
@@ -83,16 +95,16 @@ def read_wait_s(header: str | None) -> float | None:
         return None
 
 
-def _unwrap(text: str) -> str:
+def _strip_heading_and_quotes(text: str) -> str:
     text = _HEADING.sub("", text).strip("* ")
     if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[-1] not in text[1:-1]:
         text = text[1:-1].strip()
     return text
 
 
-def _shorten(text: str) -> str:
+def _shorten_error_text(text: str) -> str:
     # What is shown in a terminal commands none.
-    line = join_lines("".join(c if c.isprintable() else " " for c in text))
-    if len(line) <= _MAX_ERROR_CHARACTERS:
-        return line
-    return line[:_MAX_ERROR_CHARACTERS] + "..."
+    one_line_text = join_lines("".join(c if c.isprintable() else " " for c in text))
+    if len(one_line_text) <= _MAX_ERROR_CHARACTERS:
+        return one_line_text
+    return one_line_text[:_MAX_ERROR_CHARACTERS] + "..."

@@ -17,7 +17,7 @@ from dreambooth_ray.data.caption_answers import (
     write_answers,
 )
 from dreambooth_ray.data.caption_files import CaptionFolder
-from dreambooth_ray.data.caption_words import has_word, put_before
+from dreambooth_ray.data.caption_words import caption_has_word, insert_word_before_noun
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.storage.local_files import replace_file
@@ -35,7 +35,7 @@ PROMPT = _TASK + "Say what is shown, the place, the light and the view." + _ENDI
 
 
 @dataclass(frozen=True)
-class CaptionOrder:
+class CaptioningOptions:
     """What is asked for.
 
     class_noun, identifier: words that each caption shall hold, "" for none
@@ -53,8 +53,8 @@ class CaptionOrder:
     def filled_prompt(self) -> str:
         """The prompt, with {class_noun} and {identifier} filled in."""
         prompt = self.prompt or (SUBJECT_PROMPT if self.class_noun else PROMPT)
-        prompt_with_noun = prompt.replace("{class_noun}", self.class_noun)
-        return prompt_with_noun.replace("{identifier}", self.identifier)
+        noun_filled_prompt = prompt.replace("{class_noun}", self.class_noun)
+        return noun_filled_prompt.replace("{identifier}", self.identifier)
 
 
 @dataclass
@@ -69,7 +69,7 @@ class CaptioningResult:
 def caption_folder(
     folder: Path,
     client: VisionClient,
-    order: CaptionOrder,
+    order: CaptioningOptions,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> CaptioningResult:
     """Ask for the captions that a folder lacks; each is written as soon as it is there.
@@ -77,81 +77,94 @@ def caption_folder(
     Called again, it asks for those alone that failed.
     raises: DataError for what can't be read; ConfigError for what would fail with every photograph
     """
-    paths, captions = find_photographs(folder), CaptionFolder(folder)
-    result, targets = CaptioningResult(), {}
-    answers = read_answers(folder)
-    for path in paths:
-        target = _find_target(path, paths, captions, order.overwrite)
-        if target is None:
-            result.skipped.append(path.name)
+    photograph_paths, folder_captions = find_photographs(folder), CaptionFolder(folder)
+    captioning_result, caption_paths = CaptioningResult(), {}
+    saved_answers = read_answers(folder)
+    for path in photograph_paths:
+        caption_path = _choose_caption_path(
+            path, photograph_paths, folder_captions, order.overwrite
+        )
+        if caption_path is None:
+            captioning_result.skipped.append(path.name)
         else:
-            targets[path] = target
+            caption_paths[path] = caption_path
     lock = threading.Lock()
 
-    def write_caption(path: Path) -> str:
-        photograph_hash = file_hash(path)
-        image = _shrink(read_photograph(path), order.side_px)
-        caption = put_words(client.describe(image, order.filled_prompt), order)
+    def caption_photograph(path: Path) -> str:
+        photograph_sha256 = file_hash(path)
+        image = _shrink_image(read_photograph(path), order.side_px)
+        caption = insert_required_words(client.describe(image, order.filled_prompt), order)
         with lock:
-            _write(targets[path], caption, order.overwrite)
-            answers[path.name] = CaptionAnswer(
-                photograph_hash, hash_caption(caption), client.api, client.model,
+            _write_caption_file(caption_paths[path], caption, order.overwrite)
+            saved_answers[path.name] = CaptionAnswer(
+                photograph_sha256, hash_caption(caption), client.api, client.model,
                 order.filled_prompt, order.side_px,
             )  # fmt: skip
-            write_answers(folder, answers)
+            write_answers(folder, saved_answers)
         return caption
 
-    for path, outcome in _work_in_threads(write_caption, list(targets), order.parallel):
-        outcomes_by_name = result.failures if isinstance(outcome, Exception) else result.written
-        outcomes_by_name[path.name] = str(outcome)
-        on_progress(len(result.written) + len(result.failures), len(targets))
-    return result
+    for path, caption_or_error in _work_in_threads(
+        caption_photograph, list(caption_paths), order.parallel
+    ):
+        texts_by_photograph = (
+            captioning_result.failures
+            if isinstance(caption_or_error, Exception)
+            else captioning_result.written
+        )
+        texts_by_photograph[path.name] = str(caption_or_error)
+        on_progress(
+            len(captioning_result.written) + len(captioning_result.failures), len(caption_paths)
+        )
+    return captioning_result
 
 
-def put_words(caption: str, order: CaptionOrder) -> str:
+def insert_required_words(caption: str, order: CaptioningOptions) -> str:
     """A caption with identifier and class noun, whatever the model has written."""
-    if order.class_noun and not has_word(caption, order.class_noun):
+    if order.class_noun and not caption_has_word(caption, order.class_noun):
         caption = f"a {order.class_noun}, {caption}"
-    if not order.identifier or has_word(caption, order.identifier):
+    if not order.identifier or caption_has_word(caption, order.identifier):
         return caption
     if not order.class_noun:
         return f"{order.identifier}, {caption}"
-    return put_before(caption, order.identifier, order.class_noun)
+    return insert_word_before_noun(caption, order.identifier, order.class_noun)
 
 
-def _find_target(
+def _choose_caption_path(
     path: Path, paths: list[Path], captions: CaptionFolder, overwrite: bool
 ) -> Path | None:
     """Where a photograph's caption is to be written; None where it has one that stays."""
-    files = captions.find_files(path)
+    caption_files = captions.find_caption_files(path)
     if not overwrite:
         if captions.find_caption(path) is not None:
             return None
-    elif len(files) > 1:
-        raise DataError(f"{path} has two captions, {files[0].name} and {files[1].name}; remove one")
+    elif len(caption_files) > 1:
+        raise DataError(
+            f"{path} has two captions, {caption_files[0].name} and {caption_files[1].name}; remove "
+            "one"
+        )
     elif captions.is_in_table(path):
         raise DataError(
             f"{path} has its caption in {' or '.join(t.name for t in captions.tables)}, which "
             "--overwrite leaves as it is; take its line out"
         )
-    if files:
-        return files[0]
-    has_namesake = any(other.stem == path.stem for other in paths if other != path)
-    return path.with_name(f"{path.name if has_namesake else path.stem}.txt")
+    if caption_files:
+        return caption_files[0]
+    has_same_stem_photograph = any(other.stem == path.stem for other in paths if other != path)
+    return path.with_name(f"{path.name if has_same_stem_photograph else path.stem}.txt")
 
 
-def _write(target: Path, caption: str, overwrite: bool) -> None:
+def _write_caption_file(target: Path, caption: str, overwrite: bool) -> None:
     if target.exists() and not overwrite:
         raise NoAnswerError(f"{target.name} was written by somebody else meanwhile, and stays")
     try:
-        with replace_file(target) as partial:
-            partial.write_text(caption + "\n", encoding="utf-8")
+        with replace_file(target) as partial_path:
+            partial_path.write_text(caption + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{target} can't be written ({error}); make room, or mend the folder's "
                         "permissions") from error  # fmt: skip
 
 
-def _shrink(image: Image.Image, side_px: int) -> Image.Image:
+def _shrink_image(image: Image.Image, side_px: int) -> Image.Image:
     image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     return image
 
@@ -160,26 +173,26 @@ def _work_in_threads(
     work: Callable[[Path], str], paths: list[Path], num_threads: int
 ) -> Iterator[tuple[Path, str | NoAnswerError]]:
     """What becomes of each, as it comes; any other error ends all that have not begun."""
-    is_over = threading.Event()
+    stop_event = threading.Event()
 
-    def attempt(path: Path) -> str | NoAnswerError | None:
-        if is_over.is_set():
+    def attempt_work(path: Path) -> str | NoAnswerError | None:
+        if stop_event.is_set():
             return None
         try:
             return work(path)
         except NoAnswerError as error:
             return error
         except BaseException:
-            is_over.set()
+            stop_event.set()
             raise
 
     executor = ThreadPoolExecutor(num_threads, thread_name_prefix="caption")
     try:
-        futures = {executor.submit(attempt, path): path for path in paths}
+        futures = {executor.submit(attempt_work, path): path for path in paths}
         for future in as_completed(futures):
-            outcome = future.result()
-            if outcome is not None:
-                yield futures[future], outcome
+            caption_or_error = future.result()
+            if caption_or_error is not None:
+                yield futures[future], caption_or_error
     finally:
-        is_over.set()
+        stop_event.set()
         executor.shutdown(cancel_futures=True)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from dreambooth_ray.captioning.chat_answers import (
     NoAnswerError,
-    PassingError,
+    TemporaryAnswerError,
     read_caption_answer,
-    read_error,
+    read_server_error,
     read_wait_s,
 )
 from dreambooth_ray.errors import ConfigError
@@ -41,7 +41,7 @@ class VisionClient:
 
         raises: ConfigError for what is no URL or key; where nothing answers, or no single model
         """
-        self.api = _check_url(api)
+        self.api = _check_api_url(api)
         if not (key.isascii() and key.isprintable()):
             raise ConfigError("--key-env: the key holds characters that no key has; set it anew")
         self._wait, self._timeout_s = wait, timeout_s
@@ -50,14 +50,14 @@ class VisionClient:
         self._client = httpx2.Client(
             headers=headers, timeout=httpx2.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
         )
-        self.model = model or self._find_model()
+        self.model = model or self._find_only_model()
 
     @property
     def is_unencrypted(self) -> bool:
         """Whether what is sent goes over a network as it is."""
         url = httpx2.URL(self.api)
-        is_here = url.host in ("localhost", "::1") or url.host.startswith("127.")
-        return url.scheme == "http" and not is_here
+        is_loopback = url.host in ("localhost", "::1") or url.host.startswith("127.")
+        return url.scheme == "http" and not is_loopback
 
     def close(self) -> None:
         """End its connections."""
@@ -68,35 +68,42 @@ class VisionClient:
 
         raises: NoAnswerError for this image; ConfigError for what would be so for each
         """
-        message_parts = [
+        chat_message_parts = [
             {"type": "text", "text": prompt},
             {"type": "image_url", "image_url": {"url": to_data_url(image)}},
         ]
-        body = {"model": self.model, "messages": [{"role": "user", "content": message_parts}]}
+        request_body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": chat_message_parts}],
+        }
         for num_try in range(_TRIES):
             try:
-                return read_caption_answer(self._request_json("POST", "chat/completions", body))
-            except PassingError as error:
+                return read_caption_answer(
+                    self._request_json("POST", "chat/completions", request_body)
+                )
+            except TemporaryAnswerError as error:
                 if num_try == _TRIES - 1:
                     raise NoAnswerError(f"{error}, tried {_TRIES} times") from error
                 wait_s = _FIRST_WAIT_S * 4**num_try if error.wait_s is None else error.wait_s
                 self._wait(min(wait_s, _LONGEST_WAIT_S))
         raise AssertionError("the last try returns or raises")
 
-    def _find_model(self) -> str:
+    def _find_only_model(self) -> str:
         try:
-            answer = self._request_json("GET", "models")
-            model_names = [str(row["id"]) for row in answer["data"]]
+            models_answer = self._request_json("GET", "models")
+            vision_model_names = [str(row["id"]) for row in models_answer["data"]]
         except (NoAnswerError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"--api={self.api!r} does not say which models it has ({error}); give --model"
             ) from error
-        if len(model_names) == 1:
-            return model_names[0]
-        model_list_text = ", ".join(model_names[:8]) + (", ..." if len(model_names) > 8 else "")
+        if len(vision_model_names) == 1:
+            return vision_model_names[0]
+        model_list_text = ", ".join(vision_model_names[:8]) + (
+            ", ..." if len(vision_model_names) > 8 else ""
+        )
         raise ConfigError(
-            f"--api={self.api!r} has {len(model_names)} models ({model_list_text}); choose one by "
-            "--model"
+            f"--api={self.api!r} has {len(vision_model_names)} models ({model_list_text}); choose "
+            "one by --model"
         )
 
     def _request_json(self, method: str, path: str, body: Any = None) -> Any:
@@ -107,10 +114,10 @@ class VisionClient:
         url, started_s = f"{self.api}/{path}", time.monotonic()
         try:
             with self._client.stream(method, url, json=body) as response:
-                content = bytearray()
+                response_bytes = bytearray()
                 for chunk in response.iter_bytes():
-                    content += chunk
-                    if len(content) > _MAX_ANSWER_BYTES:
+                    response_bytes += chunk
+                    if len(response_bytes) > _MAX_ANSWER_BYTES:
                         raise NoAnswerError(f"the answer is above {_MAX_ANSWER_BYTES:,} bytes")
                     if time.monotonic() - started_s > self._timeout_s:
                         # The client's own limit is on each wait for some bytes.
@@ -121,13 +128,15 @@ class VisionClient:
                 "correct the URL"
             ) from error
         except httpx2.TimeoutException as error:
-            raise PassingError(f"no answer within {self._timeout_s:g} s (--timeout-s)") from error
+            raise TemporaryAnswerError(
+                f"no answer within {self._timeout_s:g} s (--timeout-s)"
+            ) from error
         except httpx2.HTTPError as error:
-            raise PassingError(f"the connection broke off ({error})") from error
+            raise TemporaryAnswerError(f"the connection broke off ({error})") from error
         if not response.is_success:
-            self._raise_for_status(response, bytes(content))
+            self._raise_for_status(response, bytes(response_bytes))
         try:
-            return json.loads(bytes(content))
+            return json.loads(bytes(response_bytes))
         except (ValueError, RecursionError) as error:
             raise NoAnswerError(
                 f"the answer is no JSON; --api={self.api!r} may be no such API, whose URL mostly "
@@ -135,13 +144,13 @@ class VisionClient:
             ) from error
 
     def _raise_for_status(self, response: httpx2.Response, content: bytes) -> NoReturn:
-        status, server_message = response.status_code, read_error(content)
-        if status in (401, 403):
+        http_status, server_message = response.status_code, read_server_error(content)
+        if http_status in (401, 403):
             remedy = "check it" if self._has_key else "put one into the variable of --key-env"
             raise ConfigError(
-                f"--api={self.api!r} refuses the key ({status}: {server_message}); {remedy}"
+                f"--api={self.api!r} refuses the key ({http_status}: {server_message}); {remedy}"
             )
-        if status == 404:
+        if http_status == 404:
             raise ConfigError(
                 f"--api={self.api!r}: {response.url.path} or the model {self.model!r} is not there "
                 f"({server_message}); such a URL mostly ends in /v1, and --model names a model"
@@ -149,11 +158,11 @@ class VisionClient:
         if response.is_redirect:
             redirect_url = response.headers.get("location", "elsewhere")
             raise ConfigError(f"--api={self.api!r} leads to {redirect_url}; give that URL itself")
-        if status in _PASSING_STATUS:
-            raise PassingError(
-                f"{status}: {server_message}", read_wait_s(response.headers.get("retry-after"))
+        if http_status in _PASSING_STATUS:
+            raise TemporaryAnswerError(
+                f"{http_status}: {server_message}", read_wait_s(response.headers.get("retry-after"))
             )
-        raise NoAnswerError(f"{status}: {server_message}")
+        raise NoAnswerError(f"{http_status}: {server_message}")
 
 
 def to_data_url(image: Image.Image) -> str:
@@ -165,7 +174,7 @@ def to_data_url(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg_buffer.getvalue()).decode()}"
 
 
-def _check_url(api: str) -> str:
+def _check_api_url(api: str) -> str:
     """The base URL without a slash at its end; raises ConfigError."""
     remedy = "give one such as http://127.0.0.1:11434/v1"
     try:

@@ -21,14 +21,14 @@ class _BenchGroup(TyperGroup):
     """A command for each theme, once somebody asks for them: images may lack the benchmarks."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        self._add_themes()
+        self._add_benchmark_commands()
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        self._add_themes()
+        self._add_benchmark_commands()
         return super().list_commands(ctx)
 
-    def _add_themes(self) -> None:
+    def _add_benchmark_commands(self) -> None:
         try:
             from benchmarks.themes import THEMES
         except ModuleNotFoundError as error:
@@ -36,10 +36,12 @@ class _BenchGroup(TyperGroup):
                 "bench needs the package benchmarks, which is not installed: "
                 "pip install 'dreambooth-ray[bench]', or run it in a checkout of the source"
             ) from error
-        themes = typer.Typer()
-        for theme, (_, theme_help) in THEMES.items():
-            themes.command(name=theme, help=theme_help)(_make_command(theme))
-        self.commands = {**typer.main.get_group(themes).commands, **self.commands}
+        benchmark_app = typer.Typer()
+        for benchmark_name, (_, benchmark_help) in THEMES.items():
+            benchmark_app.command(name=benchmark_name, help=benchmark_help)(
+                _make_benchmark_command(benchmark_name)
+            )
+        self.commands = {**typer.main.get_group(benchmark_app).commands, **self.commands}
 
 
 app = typer.Typer(
@@ -50,8 +52,8 @@ app = typer.Typer(
 )
 
 
-def _make_command(theme: str) -> Callable[..., None]:
-    def measure(
+def _make_benchmark_command(theme: str) -> Callable[..., None]:
+    def run_benchmark(
         workers: Annotated[
             str, typer.Option(help="numbers of workers or actors; 1,2, or all that a cluster has")
         ] = "",
@@ -68,16 +70,16 @@ def _make_command(theme: str) -> Callable[..., None]:
             raise ConfigError(f"--profile={profile!r} is neither smoke nor full")
         if address:
             cluster_options = {"address": address, "storage": storage or "out", "gpus": gpus}
-            _run_on_cluster(theme, workers, model, profile, file, cluster_options)
+            _run_benchmark_on_cluster(theme, workers, model, profile, file, cluster_options)
         elif storage or gpus:
             raise ConfigError("--storage and --gpus are of a cluster; give its --address as well")
         else:
-            _run_theme(theme, workers or "1,2", model, profile, file)
+            _run_local_benchmark(theme, workers or "1,2", model, profile, file)
 
-    return measure
+    return run_benchmark
 
 
-def _run_on_cluster(
+def _run_benchmark_on_cluster(
     theme: str,
     workers: str,
     model: str,
@@ -87,27 +89,29 @@ def _run_on_cluster(
 ) -> None:
     """cluster_options: `address`, `storage` and `gpus` of a ClusterSetting"""
     from benchmarks.cluster_throughput import ClusterSetting, run_cluster_benchmark
-    from benchmarks.theme import parse_workers
+    from benchmarks.theme import parse_worker_counts
 
-    worker_counts = parse_workers(workers) if workers else ()
+    worker_counts = parse_worker_counts(workers) if workers else ()
     benchmark_setting = ClusterSetting(
         model=model,
         workers=worker_counts,
         profile="smoke" if profile == "smoke" else "full",
         **cluster_options,
     )
-    _write_record(run_cluster_benchmark(theme, benchmark_setting), file)
+    _print_and_write_json(run_cluster_benchmark(theme, benchmark_setting), file)
 
 
-def _run_theme(theme: str, workers: str, model: str, profile: str, file: Path | None) -> None:
+def _run_local_benchmark(
+    theme: str, workers: str, model: str, profile: str, file: Path | None
+) -> None:
     # Before torch is imported: one thread each is how the peers are compared.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from benchmarks.theme import Setting, parse_workers, run_theme
+    from benchmarks.theme import BenchmarkSettings, parse_worker_counts, run_benchmark_theme
 
-    benchmark_setting = Setting(
-        model, parse_workers(workers), "smoke" if profile == "smoke" else "full"
+    benchmark_setting = BenchmarkSettings(
+        model, parse_worker_counts(workers), "smoke" if profile == "smoke" else "full"
     )
-    _write_record(run_theme(theme, benchmark_setting), file)
+    _print_and_write_json(run_benchmark_theme(theme, benchmark_setting), file)
 
 
 @app.command()
@@ -116,14 +120,14 @@ def report(
     readme: Annotated[Path | None, typer.Option(help="file whose table is made anew")] = None,
 ) -> None:
     """Draw ratios.svg beside the records; print their table, or put it into a README."""
-    from benchmarks.bench_report import format_table, plot_ratios, put_table, read_records
+    from benchmarks.bench_report import format_table, plot_ratios, put_table, read_benchmark_records
 
-    records = read_records(results)
-    plot_ratios(records, results / "ratios.svg")
+    benchmark_records = read_benchmark_records(results)
+    plot_ratios(benchmark_records, results / "ratios.svg")
     if readme is None:
-        print(format_table(records))
+        print(format_table(benchmark_records))
     else:
-        put_table(readme, format_table(records))
+        put_table(readme, format_table(benchmark_records))
 
 
 @app.command()
@@ -154,7 +158,12 @@ def plan(
 
     With --slots also a fleet's on 1, 8 and 1,000 GPUs, and what of it was measured.
     """
-    from benchmarks.cluster_plan import Cluster, Workload, make_plan, measured_step_s
+    from benchmarks.cluster_cost_plan import (
+        Cluster,
+        TrainingWorkload,
+        plan_training,
+        read_measured_step_s,
+    )
     from benchmarks.fleet_costs import plan_fleet, read_batch_gain
 
     if subject_s is not None and not slots:
@@ -164,21 +173,22 @@ def plan(
         step_s, measurement_source = (
             (batch_gain.step_s, f"one subject's LoRA, {batch_gain.source}")
             if batch_gain
-            else measured_step_s(RESULTS)
+            else read_measured_step_s(RESULTS)
         )
         print(
             f"step_s={step_s:.4f}, measured: {measurement_source}; --step-s names another",
             file=sys.stderr,
         )
-    workload = Workload(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
+    workload = TrainingWorkload(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
     planned_cluster = Cluster(gpus, link_gb_s * 1e9, mtbf_h * 3600, price_h)
-    plan_record = make_plan(workload, planned_cluster, seed)
+    plan_record = plan_training(workload, planned_cluster, seed)
     if batch_gain is not None:
-        plan_record["fleet"] = plan_fleet(workload, planned_cluster, slots, batch_gain, subject_s)
-    _write_record(plan_record, None)
+        fleet_plan = plan_fleet(workload, planned_cluster, slots, batch_gain, subject_s)
+        plan_record["fleet"] = fleet_plan
+    _print_and_write_json(plan_record, None)
 
 
-def _write_record(record: dict[str, Any], file: Path | None) -> None:
+def _print_and_write_json(record: dict[str, Any], file: Path | None) -> None:
     record_json = json.dumps(record, indent=1)
     print(record_json)
     if file is not None:

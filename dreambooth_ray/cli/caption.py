@@ -42,38 +42,47 @@ def caption(
     parallel: Annotated[int, typer.Option(min=1, max=64, help="requests at once")] = 1,
 ) -> None:
     """Have a vision model caption photographs; each caption is written beside its photograph."""
-    from dreambooth_ray.captioning.folder_captioning import CaptionOrder, caption_folder
+    from dreambooth_ray.captioning.folder_captioning import CaptioningOptions, caption_folder
     from dreambooth_ray.captioning.vision_client import VisionClient
     from dreambooth_ray.data.photographs import find_photographs
-    from dreambooth_ray.display import Stage
+    from dreambooth_ray.display import ProgressStage
 
     find_photographs(folder, key="FOLDER")
     if class_noun and not identifier:
         identifier = "sks"
-    caption_order = CaptionOrder(prompt, class_noun, identifier, side_px, parallel, overwrite)
+    captioning_options = CaptioningOptions(
+        prompt, class_noun, identifier, side_px, parallel, overwrite
+    )
     api_key = os.environ.get(key_env, "").strip()
-    client = VisionClient(api, api_key, model, timeout_s)
-    if api_key and client.is_unencrypted:
-        warning_text = f"warning: --api={client.api!r} is not https: the key goes there as it is"
+    vision_client = VisionClient(api, api_key, model, timeout_s)
+    if api_key and vision_client.is_unencrypted:
+        warning_text = (
+            f"warning: --api={vision_client.api!r} is not https: the key goes there as it is"
+        )
         print(warning_text, file=sys.stderr)
     try:
-        result = caption_folder(folder, client, caption_order, Stage("captions"))
+        captioning_result = caption_folder(
+            folder, vision_client, captioning_options, ProgressStage("captions")
+        )
     finally:
-        client.close()
-    _print_result(result)
+        vision_client.close()
+    _print_result(captioning_result)
 
 
 def _print_result(result: "CaptioningResult") -> None:
-    for name, text in sorted(result.written.items()):
-        print(f"{name}: {text}")
+    for photograph_name, text in sorted(result.written.items()):
+        print(f"{photograph_name}: {text}")
     if result.skipped:
         print(f"{describe_count(len(result.skipped), 'photograph')} had a caption, which stays")
     if not result.failures:
         return
-    reasons = "; ".join(f"{name}: {text}" for name, text in sorted(result.failures.items())[:5])
+    failure_reasons = "; ".join(
+        f"{photograph_name}: {text}"
+        for photograph_name, text in sorted(result.failures.items())[:5]
+    )
     more_text = f"; and {len(result.failures) - 5} more" if len(result.failures) > 5 else ""
-    total = len(result.failures) + len(result.written)
+    num_photographs = len(result.failures) + len(result.written)
     raise DreamBoothError(
-        f"{len(result.failures)} of {describe_count(total, 'photograph')} got no caption: "
-        f"{reasons}{more_text}. Run it again to ask for these alone"
+        f"{len(result.failures)} of {describe_count(num_photographs, 'photograph')} got no "
+        f"caption: {failure_reasons}{more_text}. Run it again to ask for these alone"
     )

@@ -22,20 +22,23 @@ def rebuild(storage: StorageArguments = None) -> None:
 
     Endpoints, commits and deletions may go on meanwhile.
     """
-    from dreambooth_ray.storage.catalog import Catalog
-    from dreambooth_ray.storage.catalog_rebuild import rebuild_catalog
+    from dreambooth_ray.storage.version_catalog import SubjectVersionCatalog
+    from dreambooth_ray.storage.version_catalog_rebuild import rebuild_catalog
 
-    def show_progress(unit: str, num_done: int, total: int) -> None:
+    def print_rebuild_progress(unit: str, num_done: int, total: int) -> None:
         print(f"{unit}: {num_done} of {total}", file=sys.stderr, flush=True)
 
-    report = rebuild_catalog(Catalog(open_storage(storage)), show_progress)
-    print(
-        f"{describe_count(report.num_subjects, 'subject')} in "
-        f"{describe_count(report.num_runs, 'run')}; {describe_count(report.num_added, 'version')} "
-        f"added, {report.num_removed} removed that were gone"
+    rebuild_report = rebuild_catalog(
+        SubjectVersionCatalog(open_storage(storage)), print_rebuild_progress
     )
-    if report.failures:
-        raise DreamBoothError("; ".join(report.failures[:3]))
+    print(
+        f"{describe_count(rebuild_report.num_subjects, 'subject')} in "
+        f"{describe_count(rebuild_report.num_runs, 'run')}; "
+        f"{describe_count(rebuild_report.num_added, 'version')} "
+        f"added, {rebuild_report.num_removed} removed that were gone"
+    )
+    if rebuild_report.failures:
+        raise DreamBoothError("; ".join(rebuild_report.failures[:3]))
 
 
 @app.command()
@@ -45,22 +48,27 @@ def ls(
     after: Annotated[str, typer.Option(help="subject to go on after: the last one shown")] = "",
 ) -> None:
     """List subjects: name, newest run, number of versions; in a fixed order, not sorted."""
-    from dreambooth_ray.storage.catalog import Catalog, listing_position
+    from dreambooth_ray.storage.version_catalog import (
+        SubjectVersionCatalog,
+        subject_listing_position,
+    )
 
-    catalog = Catalog(open_storage(storage))
-    subjects = catalog.list_subjects(listing_position(after) if after else "", limit)
-    for subject in subjects:
+    subject_catalog = SubjectVersionCatalog(open_storage(storage))
+    subject_names = subject_catalog.list_subjects(
+        subject_listing_position(after) if after else "", limit
+    )
+    for subject_name in subject_names:
         try:
-            entry = catalog.read(subject)
+            catalog_entry = subject_catalog.read(subject_name)
         except FileNotFoundError:
             continue  # deleted in between
         except DreamBoothError as error:
-            print(f"{subject}\t{error}")
+            print(f"{subject_name}\t{error}")
             continue
-        num_versions = len(entry.versions)
-        print(f"{subject}\t{entry.newest.run_id}\t{num_versions} versions")
-    if len(subjects) == limit:
-        print(f"more: --after {subjects[-1]}", file=sys.stderr)
+        num_versions = len(catalog_entry.versions)
+        print(f"{subject_name}\t{catalog_entry.newest.run_id}\t{num_versions} versions")
+    if len(subject_names) == limit:
+        print(f"more: --after {subject_names[-1]}", file=sys.stderr)
 
 
 @app.command()
@@ -70,12 +78,12 @@ def remove(
 ) -> None:
     """Take what a run has made out of the catalog: it is no longer served. Its files stay."""
     from dreambooth_ray.runs import delete_run, read_run_config
-    from dreambooth_ray.storage.catalog import withdraw_run
     from dreambooth_ray.storage.store import Store
+    from dreambooth_ray.storage.version_catalog import withdraw_run
 
-    store = Store(run)
-    read_run_config(store)
+    run_store = Store(run)
+    read_run_config(run_store)
     if files:
-        delete_run(store, lambda line: print(line, file=sys.stderr, flush=True))
+        delete_run(run_store, lambda line: print(line, file=sys.stderr, flush=True))
     else:
-        withdraw_run(store)
+        withdraw_run(run_store)

@@ -30,8 +30,8 @@ def up(
     """Start the cluster; prints the URL of its Jobs API."""
     from cluster.local_cluster import LocalCluster
 
-    cluster = LocalCluster.up(folder, hosts, cpus, s3=s3)
-    print(cluster.dashboard)
+    local_cluster = LocalCluster.up(folder, hosts, cpus, s3=s3)
+    print(local_cluster.dashboard_url)
 
 
 @app.command()
@@ -39,11 +39,14 @@ def status(folder: Folder = _FOLDER) -> None:
     """Print hosts with address and state, and what a shell needs to reach the cluster."""
     from cluster.local_cluster import LocalCluster
 
-    cluster = LocalCluster(folder)
-    for host in cluster.hosts:
-        print(f"{host.name}\t{host.address}\t{'up' if host.is_alive else 'gone'}")
-    print(f"jobs\t{cluster.dashboard}\ntoken\t{cluster.folder / 'token'}")
-    for variable_name, variable_value in cluster.s3_environment.items():
+    local_cluster = LocalCluster(folder)
+    for cluster_host in local_cluster.hosts:
+        print(
+            f"{cluster_host.name}\t{cluster_host.address}\t"
+            f"{'up' if cluster_host.is_alive else 'gone'}"
+        )
+    print(f"jobs\t{local_cluster.dashboard_url}\ntoken\t{local_cluster.folder / 'token'}")
+    for variable_name, variable_value in local_cluster.s3_environment.items():
         print(f"{variable_name}={variable_value}")
 
 
@@ -76,8 +79,8 @@ def cut(host: HostName, folder: Folder = _FOLDER) -> None:
     """Pull a host's cable; `mend` puts it back."""
     from cluster.local_cluster import LocalCluster
 
-    cluster = LocalCluster(folder)
-    cluster.network.cut(cluster.host(host))
+    local_cluster = LocalCluster(folder)
+    local_cluster.network.disconnect_host(local_cluster.host(host))
 
 
 @app.command()
@@ -85,8 +88,8 @@ def mend(host: HostName, folder: Folder = _FOLDER) -> None:
     """Undo cut, delay and slow."""
     from cluster.local_cluster import LocalCluster
 
-    cluster = LocalCluster(folder)
-    cluster.network.mend(cluster.host(host))
+    local_cluster = LocalCluster(folder)
+    local_cluster.network.reconnect_host(local_cluster.host(host))
 
 
 @app.command()
@@ -99,8 +102,8 @@ def delay(
     """Hold back every packet to a host, and lose some (tc netem)."""
     from cluster.local_cluster import LocalCluster
 
-    cluster = LocalCluster(folder)
-    cluster.network.delay(cluster.host(host), delay_ms, loss_percent)
+    local_cluster = LocalCluster(folder)
+    local_cluster.network.delay_packets(local_cluster.host(host), delay_ms, loss_percent)
 
 
 @app.command()
@@ -112,8 +115,8 @@ def slow(
     """Let only so many kilobits a second through to a host (tc tbf)."""
     from cluster.local_cluster import LocalCluster
 
-    cluster = LocalCluster(folder)
-    cluster.network.slow(cluster.host(host), kilobits_s)
+    local_cluster = LocalCluster(folder)
+    local_cluster.network.limit_bandwidth(local_cluster.host(host), kilobits_s)
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True})
@@ -125,7 +128,7 @@ def execute(
     """Run a command inside a host; `client` is made where there is none yet."""
     from cluster.local_cluster import LocalCluster
 
-    cluster = LocalCluster(folder)
-    if host == "client" and not any(h.name == host for h in cluster.hosts):
-        cluster.add_client(host)
-    sys.exit(cluster.execute(host, command).returncode)
+    local_cluster = LocalCluster(folder)
+    if host == "client" and not any(h.name == host for h in local_cluster.hosts):
+        local_cluster.add_client(host)
+    sys.exit(local_cluster.run_in_host(host, command).returncode)

@@ -24,23 +24,23 @@ def crops(
     from dreambooth_ray.bundles.new_path import check_output_file, explained_writing
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.data.crop_sheet import draw_crops
-    from dreambooth_ray.data.subject import check_masks, read_configured_subject
+    from dreambooth_ray.data.subject import check_masks, read_configured_photographs
     from dreambooth_ray.sampling.image_grid import image_grid
 
     config = load_config(recipe, overrides or [])
     check_output_file(out, photo_folders=[subject.photos for subject in config.all_subjects])
     photographs = []
     for subject in config.all_subjects:
-        subject_photographs = read_configured_subject(config, subject)
+        subject_photographs = read_configured_photographs(config, subject)
         for mask_warning in check_masks(config, subject_photographs):
             print(f"warning: subject.photos={subject.photos!r}: {mask_warning}", file=sys.stderr)
         photographs += subject_photographs
     crop_cells = draw_crops(photographs, is_squeezed=config.train.crop == "none")
     with explained_writing(out):
         image_grid(crop_cells, columns=2, gap_px=12).save(out, "PNG")
-    counts_by_shape = Counter(
-        view.shape.text for photograph in photographs for view in photograph.all_resolutions
+    photograph_counts_by_shape = Counter(
+        view.shape.text for photograph in photographs for view in photograph.at_all_resolutions
     )
-    for shape_text, count in sorted(counts_by_shape.items()):
-        print(f"{shape_text}: {describe_count(count, 'photograph')}")
+    for shape_text, num_photographs in sorted(photograph_counts_by_shape.items()):
+        print(f"{shape_text}: {describe_count(num_photographs, 'photograph')}")
     print(out)

@@ -51,30 +51,32 @@ def demo(
     from cluster.session import session
     from dreambooth_ray.display import TrainingDisplay
 
-    config, output_config = load_configs(model, out, overrides or [])
-    display = TrainingDisplay()
+    config, output_preservation_config = load_demo_configs(model, out, overrides or [])
+    training_display = TrainingDisplay()
     with session(config, meanwhile=_import_demo, imports_ahead=True):
-        from dreambooth_ray.demo_report import compare_models, train_demo, write_report
+        from dreambooth_ray.demo_report import compare_models, train_demo, write_demo_report
 
-        runs = train_demo(config, output_config, out, display)
-    report = compare_models(runs, out, display)
-    report["wall_s"] = round(time.monotonic() - started_s, 1)
-    write_report(report, out)
+        demo_runs = train_demo(config, output_preservation_config, out, training_display)
+    model_comparison = compare_models(demo_runs, out, training_display)
+    model_comparison["wall_s"] = round(time.monotonic() - started_s, 1)
+    write_demo_report(model_comparison, out)
     report_table = Table(
         "measure", "before", "after", "output preservation",
         title="What the model learnt, and what it kept",
     )  # fmt: skip
-    for measure_name, measured_value in report.items():
+    for measure_name, measure_value in model_comparison.items():
         values_by_column = (
-            measured_value if isinstance(measured_value, dict) else {"after": measured_value}
+            measure_value if isinstance(measure_value, dict) else {"after": measure_value}
         )
-        row_cells = (str(values_by_column.get(key, "")) for key in ("before", "after", "output"))
-        report_table.add_row(measure_name.replace("_", " "), *row_cells)
+        measurement_cells = (
+            str(values_by_column.get(key, "")) for key in ("before", "after", "output")
+        )
+        report_table.add_row(measure_name.replace("_", " "), *measurement_cells)
     Console().print(report_table)
     print(f"look at {out / 'contact_sheet.png'}")
 
 
-def load_configs(model: str, out: Path, overrides: list[str]) -> "tuple[Config, Config]":
+def load_demo_configs(model: str, out: Path, overrides: list[str]) -> "tuple[Config, Config]":
     """Of the training with class images, and of the one with output preservation.
 
     overrides: of the first; the second shares what says where and what is trained, and is no longer
@@ -83,11 +85,14 @@ def load_configs(model: str, out: Path, overrides: list[str]) -> "tuple[Config, 
 
     path_overrides = [f"subject.photos={out / 'photos'}", f"storage.uri={out / 'storage'}"]
     config = load_config(_RECIPES[model], [*path_overrides, *overrides])
-    shared_overrides = [text for text in overrides if re.split("[.=]", text)[0] in _SHARED_SECTIONS]
-    recipe, recipe_overrides = _OUTPUT_RECIPES[model]
+    inherited_overrides = [
+        text for text in overrides if re.split("[.=]", text)[0] in _SHARED_SECTIONS
+    ]
+    recipe_name, recipe_overrides = _OUTPUT_RECIPES[model]
     steps_override = f"train.steps={min(_OUTPUT_STEPS, config.train.steps)}"
     return config, load_config(
-        recipe, [*path_overrides, *recipe_overrides, *shared_overrides, steps_override, *_OUTPUT]
+        recipe_name,
+        [*path_overrides, *recipe_overrides, *inherited_overrides, steps_override, *_OUTPUT],
     )
 
 

@@ -45,16 +45,16 @@ def doctor(
     if out:
         check_output_file(out, photo_folders=[folder])
     from dreambooth_ray.data.quality.inspection import inspect_photographs
-    from dreambooth_ray.evaluation.encoders import as_text_encoder, load_encoder
+    from dreambooth_ray.evaluation.encoders import as_image_text_encoder, load_image_encoder
     from dreambooth_ray.evaluation.noun_classifier import make_noun_classifier
 
-    network = load_encoder(encoder, key="--encoder") if encoder else None
-    text_encoder = as_text_encoder(network)
+    image_encoder = load_image_encoder(encoder, key="--encoder") if encoder else None
+    text_encoder = as_image_text_encoder(image_encoder)
     classify_nouns = (
         make_noun_classifier(text_encoder, class_noun) if class_noun and text_encoder else None
     )
-    embed_images = network.embed_images if network else None
-    mask_proposals = _load_mask_proposals(segment, class_noun, write_masks) if segment else None
+    embed_images = image_encoder.embed_images if image_encoder else None
+    mask_proposals = _load_mask_proposer(segment, class_noun, write_masks) if segment else None
     report = inspect_photographs(
         folder, resolution, identifier, class_noun, embed_images, classify_nouns,
         propose_mask=mask_proposals.propose if mask_proposals else None,
@@ -65,15 +65,15 @@ def doctor(
     else:
         _print_report(report, mask_outcomes)
     if out:
-        from dreambooth_ray.evaluation.quality_page import doctor_page
+        from dreambooth_ray.evaluation.quality_page import render_quality_page
 
-        page = doctor_page(report)
+        quality_page_html = render_quality_page(report)
         with explained_writing(out):
             # A photograph's name need not be UTF-8.
-            out.write_text(page, encoding="utf-8", errors="backslashreplace")
+            out.write_text(quality_page_html, encoding="utf-8", errors="backslashreplace")
 
 
-def _load_mask_proposals(uri: str, class_noun: str, write_masks: bool) -> "MaskProposals":
+def _load_mask_proposer(uri: str, class_noun: str, write_masks: bool) -> "MaskProposals":
     from dreambooth_ray.evaluation.segmentation import MaskProposals, Segmenter
 
     return MaskProposals(Segmenter(uri, class_noun), writes=write_masks)
@@ -83,8 +83,8 @@ def _print_report(report: "InspectionReport", mask_outcomes: dict[str, str]) -> 
     photo_count_text = describe_count(len(report.photos), "photograph")
     print(f"{report.folder}: {photo_count_text}, {report.worst_severity}")
     for issue in report.issues:
-        print(f"{issue.severity}: {issue.sentence} ({issue.describe_measurement()})")
+        print(f"{issue.severity}: {issue.sentence} ({issue.describe_measured_value()})")
     for name, mask_outcome in mask_outcomes.items():
         print(f"proposed mask of {name}: {mask_outcome}")
-    for line in report.skipped:
-        print(f"not looked at: {line}")
+    for skipped_photo_text in report.skipped:
+        print(f"not looked at: {skipped_photo_text}")

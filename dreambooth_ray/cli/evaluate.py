@@ -43,7 +43,7 @@ def evaluate(
             raise ConfigError(
                 f"--{option_name} is not for --together: leave it out; the run knows it"
             )
-        evaluation = api.evaluate_together(
+        evaluation = api.evaluate_pairs(
             model, protocol, dino=dino, actors=actors, gpus=gpus, address=address, out=out
         )
         _print_evaluation(evaluation)

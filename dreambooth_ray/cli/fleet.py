@@ -12,7 +12,7 @@ from dreambooth_ray.cli.preflight import CLUSTERS_FILE, Clusters
 from dreambooth_ray.errors import CapacityError
 
 if TYPE_CHECKING:
-    from cluster.fleet_jobs import FleetJobs
+    from cluster.fleet_jobs import FleetRunJobs
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -47,10 +47,10 @@ def train(
     """Train a file's subjects, owners in turns; start it again and it goes on where it stood."""
     from cluster.fleet_plan import load_fleet
 
-    fleet = load_fleet(subjects)
+    fleet_plan = load_fleet(subjects)
     from cluster.fleet_run import run_fleet
 
-    _show_entries(run_fleet(fleet, _say))
+    _show_entries(run_fleet(fleet_plan, _say))
 
 
 @app.command()
@@ -60,10 +60,10 @@ def add(
     """Put a file's subjects into the queue of their storage; `fleet run` trains them."""
     from cluster.fleet_plan import load_fleet
 
-    fleet = load_fleet(subjects)
+    fleet_plan = load_fleet(subjects)
     from cluster.fleet_store import add_subjects
 
-    add_subjects(fleet, _say)
+    add_subjects(fleet_plan, _say)
 
 
 @app.command()
@@ -88,10 +88,10 @@ def run(
 
     With --cluster as a job of that cluster, whose name is printed at once.
     """
-    from cluster.fleet_settings import FleetSettings, parse_parallel
+    from cluster.fleet_settings import FleetSettings, parse_worker_range
 
-    min_workers, max_workers = parse_parallel(parallel, slots)
-    settings = FleetSettings(
+    min_workers, max_workers = parse_worker_range(parallel, slots)
+    fleet_settings = FleetSettings(
         storage, slots, min_workers, max_workers, retries, budget or None, idle_s=idle_s, stays=stay
     )
     if cluster:
@@ -99,32 +99,32 @@ def run(
 
         # First: then nobody has to be asked.
         refuse_local_storage(storage)
-        print(_connect_to_fleets(cluster, clusters).start(settings).name)
+        print(_connect_to_fleets(cluster, clusters).start(fleet_settings).name)
         return
-    from cluster.fleet_worker import FleetWorker
+    from cluster.fleet_runner import FleetRunner
 
-    _show_entries(FleetWorker(settings, _say).run())
+    _show_entries(FleetRunner(fleet_settings, _say).run())
 
 
 @app.command()
 def logs(storage: Storage, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
     """Print what the newest job of a storage's fleet has printed."""
-    fleet_jobs = _connect_to_fleets(cluster, clusters)
-    print(fleet_jobs.logs(fleet_jobs.get(storage)), end="")
+    fleet_job_client = _connect_to_fleets(cluster, clusters)
+    print(fleet_job_client.logs(fleet_job_client.get(storage)), end="")
 
 
 @app.command()
 def stop(storage: Storage, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE) -> None:
     """End a storage's fleet on a cluster; `fleet run` goes on from the last checkpoints."""
-    fleet_jobs = _connect_to_fleets(cluster, clusters)
-    fleet_job = fleet_jobs.get(storage)
-    if not fleet_jobs.is_active(fleet_job):
-        print(f"{fleet_job.name} does not run: {fleet_jobs.state(fleet_job)}")
+    fleet_job_client = _connect_to_fleets(cluster, clusters)
+    fleet_job = fleet_job_client.get(storage)
+    if not fleet_job_client.is_active(fleet_job):
+        print(f"{fleet_job.name} does not run: {fleet_job_client.state(fleet_job)}")
         return
-    fleet_jobs.kill(fleet_job)
-    deadline_s = time.monotonic() + _STOP_TIMEOUT_S
-    while fleet_jobs.is_active(fleet_job):
-        if time.monotonic() > deadline_s:
+    fleet_job_client.kill(fleet_job)
+    stop_deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+    while fleet_job_client.is_active(fleet_job):
+        if time.monotonic() > stop_deadline_s:
             raise CapacityError(
                 f"{fleet_job.name} did not end within {_STOP_TIMEOUT_S:.0f} s; try again"
             )
@@ -132,11 +132,11 @@ def stop(storage: Storage, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE)
     print(f"{fleet_job.name} stopped")
 
 
-def _connect_to_fleets(cluster: str, clusters: Path) -> "FleetJobs":
+def _connect_to_fleets(cluster: str, clusters: Path) -> "FleetRunJobs":
     from cluster.cluster_registry import find_cluster
-    from cluster.fleet_jobs import FleetJobs
+    from cluster.fleet_jobs import FleetRunJobs
 
-    return FleetJobs(find_cluster(cluster, clusters))
+    return FleetRunJobs(find_cluster(cluster, clusters))
 
 
 @app.command(name="ls")
@@ -150,19 +150,21 @@ def list_subjects(
 ) -> None:
     """List subjects in a storage's queue: id, how it stands, group, owner or reason."""
     from cluster.fleet_store import FleetStore
-    from dreambooth_ray.queue.work_records import end_name
+    from dreambooth_ray.queue.work_records import ended_mark_name
 
     fleet_store = FleetStore(storage)
     fleet_store.refuse_empty()
     page_cursors: list[str] = []
     if state == "ended":
-        for queue_group, ended_record in fleet_store.list_ended(after, limit):
-            print(ended_record.id, ended_record.state, queue_group, ended_record.note)
-            page_cursors.append(f"{queue_group}/{end_name(ended_record)}")
+        for subject_group, ended_work_record in fleet_store.list_ended(after, limit):
+            print(
+                ended_work_record.id, ended_work_record.state, subject_group, ended_work_record.note
+            )
+            page_cursors.append(f"{subject_group}/{ended_mark_name(ended_work_record)}")
     else:
-        for queue_group, queue_mark in fleet_store.list_unfinished_works(state, after, limit):
-            print(queue_mark.id, state, queue_group, queue_mark.owner)
-            page_cursors.append(f"{queue_group}/{queue_mark.name}")
+        for subject_group, queue_entry in fleet_store.list_unfinished_works(state, after, limit):
+            print(queue_entry.id, state, subject_group, queue_entry.owner)
+            page_cursors.append(f"{subject_group}/{queue_entry.name}")
     if len(page_cursors) == limit:
         print(f"more: --after {page_cursors[-1]}", file=sys.stderr)
 
@@ -175,12 +177,12 @@ def cancel(
     """Take a subject out of the queue, or end its training with a checkpoint."""
     from cluster.fleet_store import FleetStore
 
-    outcome_texts = {
+    cancellation_texts = {
         "cancelled": "cancelled",
         "asked": "is being trained, and ends at its next step",
         "over": "is over already",
     }
-    print(f"{subject}: {outcome_texts[FleetStore(storage).cancel(subject)]}")
+    print(f"{subject}: {cancellation_texts[FleetStore(storage).cancel(subject)]}")
 
 
 def _say(line: str) -> None:
@@ -192,10 +194,15 @@ def _show_entries(entries: list[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("subject", "owner", "state", "tries", "seconds", "note", title="The fleet")
-    for entry in entries:
-        row_cells = (entry.state, str(entry.tries), f"{entry.seconds:.0f}", entry.note)
-        table.add_row(entry.id, entry.owner, *row_cells)
-    Console().print(table)
-    if any(entry.state == "failed" for entry in entries):
+    fleet_table = Table("subject", "owner", "state", "tries", "seconds", "note", title="The fleet")
+    for fleet_entry in entries:
+        progress_cells = (
+            fleet_entry.state,
+            str(fleet_entry.tries),
+            f"{fleet_entry.seconds:.0f}",
+            fleet_entry.note,
+        )
+        fleet_table.add_row(fleet_entry.id, fleet_entry.owner, *progress_cells)
+    Console().print(fleet_table)
+    if any(fleet_entry.state == "failed" for fleet_entry in entries):
         sys.exit(1)

@@ -32,9 +32,11 @@ def gc(
     """
     scratch_folder = scratch or read_storage(storage).scratch or ""
     # First: it is this host's, whatever the storage holds.
-    num_folders, folders_bytes = collect_scratch(scratch_folder, delete, older_than)
-    num_items, items_bytes = collect_garbage(open_storage(storage).uri, delete, older_than)
-    print_sum(num_folders + num_items, folders_bytes + items_bytes, delete)
+    num_scratch_folders, scratch_bytes = collect_scratch(scratch_folder, delete, older_than)
+    num_garbage_items, garbage_bytes = collect_garbage(
+        open_storage(storage).uri, delete, older_than
+    )
+    print_sum(num_scratch_folders + num_garbage_items, scratch_bytes + garbage_bytes, delete)
 
 
 def collect_garbage(
@@ -44,37 +46,43 @@ def collect_garbage(
 
     returns: how many they are, and their bytes
     """
-    from dreambooth_ray.queue.queue_garbage import EndedGarbage, find_queue_garbage, remove_ended
+    from dreambooth_ray.queue.queue_garbage import (
+        EndedGarbage,
+        find_queue_garbage,
+        remove_ended_garbage,
+    )
     from dreambooth_ray.storage.garbage import Garbage, find_garbage, remove_garbage
     from dreambooth_ray.storage.store import Store
-    from serve.job_garbage import find_job_garbage
-    from serve.signed_files import find_expired_files
+    from serve.image_job_garbage import find_image_job_garbage
+    from serve.signed_image_files import find_expired_image_files
 
     store, now_s = Store(storage), time.time()
     cutoff_s = now_s - parse_age(older_than)
     all_garbage = [
         *find_garbage(store, cutoff_s, now_s),
         *find_queue_garbage(store, cutoff_s, now_s),
-        *find_job_garbage(store, cutoff_s, now_s),
-        *find_expired_files(store, cutoff_s, now_s),
+        *find_image_job_garbage(store, cutoff_s, now_s),
+        *find_expired_image_files(store, cutoff_s, now_s),
     ]
 
-    def remove(item: Garbage) -> bool:
-        if isinstance(item, EndedGarbage):
-            return remove_ended(store, item)
-        return remove_garbage(store, item, now_s)
+    def remove_unless_in_use(garbage_item: Garbage) -> bool:
+        if isinstance(garbage_item, EndedGarbage):
+            return remove_ended_garbage(store, garbage_item)
+        return remove_garbage(store, garbage_item, now_s)
 
-    matching_garbage = [item for item in all_garbage if item.name.startswith(prefix)]
+    matching_garbage = [
+        garbage_item for garbage_item in all_garbage if garbage_item.name.startswith(prefix)
+    ]
     num_bytes = num_removed = 0
-    for item in matching_garbage:
-        if delete and not remove(item):
-            print(f"kept: somebody has begun to use it\t{item.name}")
+    for garbage_item in matching_garbage:
+        if delete and not remove_unless_in_use(garbage_item):
+            print(f"kept: somebody has begun to use it\t{garbage_item.name}")
             continue
-        num_removed, num_bytes = num_removed + 1, num_bytes + item.size_bytes
-        age_h = (now_s - item.modified_s) / 3600
+        num_removed, num_bytes = num_removed + 1, num_bytes + garbage_item.size_bytes
+        age_h = (now_s - garbage_item.modified_s) / 3600
         print(
-            f"{'removed' if delete else 'unused'}\t{item.size_bytes / 1e6:.1f} MB\t{age_h:.0f} h\t"
-            f"{item.reason}\t{item.name}"
+            f"{'removed' if delete else 'unused'}\t{garbage_item.size_bytes / 1e6:.1f} MB\t"
+            f"{age_h:.0f} h\t{garbage_item.reason}\t{garbage_item.name}"
         )
     return num_removed, num_bytes
 
@@ -86,17 +94,22 @@ def collect_scratch(scratch: str, delete: bool, older_than: str) -> tuple[int, i
     """
     from dreambooth_ray.storage.scratch import find_stale_scratch, scratch_base, sweep_scratch
 
-    scratch_root, age_s = scratch_base(scratch or None), parse_age(older_than)
-    folders = find_stale_scratch(scratch_root, age_s)
-    sizes_bytes = {folder: _measure_folder(folder) for folder in folders}
+    scratch_root, min_age_s = scratch_base(scratch or None), parse_age(older_than)
+    stale_folders = find_stale_scratch(scratch_root, min_age_s)
+    folder_sizes_bytes = {
+        stale_folder: _measure_folder(stale_folder) for stale_folder in stale_folders
+    }
     if delete:
-        folders = sweep_scratch(scratch_root, age_s)
-    for folder in folders:
+        stale_folders = sweep_scratch(scratch_root, min_age_s)
+    for stale_folder in stale_folders:
         print(
-            f"{'removed' if delete else 'unused'}\t{sizes_bytes.get(folder, 0) / 1e6:.1f} MB\t"
-            f"of a process that died\t{folder}"
+            f"{'removed' if delete else 'unused'}\t"
+            f"{folder_sizes_bytes.get(stale_folder, 0) / 1e6:.1f} MB\t"
+            f"of a process that died\t{stale_folder}"
         )
-    return len(folders), sum(sizes_bytes.get(folder, 0) for folder in folders)
+    return len(stale_folders), sum(
+        folder_sizes_bytes.get(stale_folder, 0) for stale_folder in stale_folders
+    )
 
 
 def _measure_folder(folder: Path) -> int:
@@ -105,15 +118,15 @@ def _measure_folder(folder: Path) -> int:
 
 def print_sum(num_things: int, num_bytes: int, delete: bool) -> None:
     """The last line: what was removed, or could be."""
-    verb = "removed" if delete else "could go; remove with --delete"
-    print(f"{describe_count(num_things, 'thing')}, {num_bytes / 1e6:.1f} MB {verb}")
+    removal_text = "removed" if delete else "could go; remove with --delete"
+    print(f"{describe_count(num_things, 'thing')}, {num_bytes / 1e6:.1f} MB {removal_text}")
 
 
 def parse_age(text: str) -> float:
     """Seconds of a duration such as 24h; raises ConfigError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
-    if match is None:
+    duration_match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if duration_match is None:
         raise ConfigError(
             f"--older-than={text!r} is no duration; give a number and s, m, h or d, such as 24h"
         )
-    return float(match.group(1)) * _UNITS_S[match.group(2)]
+    return float(duration_match.group(1)) * _UNITS_S[duration_match.group(2)]

@@ -49,10 +49,10 @@ def generate(
 
     adapters = locate_adapters(lora or [], model_outline(model, "MODEL"), "--lora")
     with pause_garbage_collection():
-        from dreambooth_ray.display import Stage
-        from dreambooth_ray.generation import generate_files, parse_size
+        from dreambooth_ray.display import ProgressStage
+        from dreambooth_ray.generation import generate_image_files, parse_image_size
 
-    paths = generate_files(
+    paths = generate_image_files(
         model,
         out,
         prompt=prompt,
@@ -60,7 +60,7 @@ def generate(
         num_images=num_images,
         seed=seed,
         params=params,
-        size_px=parse_size(size),
+        size_px=parse_image_size(size),
         image=image,
         mask=mask,
         strength=strength,
@@ -68,7 +68,7 @@ def generate(
         grid=grid,
         device=device,
         dtype=dtype,
-        on_progress=Stage("images"),
+        on_progress=ProgressStage("images"),
     )
     for path in paths:
         print(path)

@@ -12,7 +12,7 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dreambooth_ray.evaluation.identifier_ranking import Candidate
+    from dreambooth_ray.evaluation.identifier_ranking import IdentifierCandidate
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -39,22 +39,22 @@ def identifier(
 
     if not class_noun.strip():
         raise ConfigError("--class-noun is empty; say what the subject is, such as dog or shoe")
-    _check_encoder(model)
+    _check_clip_text_encoder(model)
     if out:
         check_output_file(out)
-    from dreambooth_ray.display import Stage
+    from dreambooth_ray.display import ProgressStage
     from dreambooth_ray.evaluation import identifier_ranking as finder
-    from dreambooth_ray.evaluation.encoders import load_encoder
+    from dreambooth_ray.evaluation.encoders import load_image_encoder
     from dreambooth_ray.models.components import load_components
     from dreambooth_ray.sampling.engine import Engine
 
     model_components = load_components(model_directory(model, key="MODEL"))
-    image_encoder = load_encoder(encoder, key="--encoder")
-    rare_words = finder.candidate_words(model_components.tokenizer, class_noun)[:pool]
+    image_encoder = load_image_encoder(encoder, key="--encoder")
+    rare_words = finder.list_candidate_words(model_components.tokenizer, class_noun)[:pool]
     shortlisted_words = finder.shortlist_words(
         rare_words, finder.build_sentence_encoder(model_components), class_noun, count
     )
-    ranked_candidates = finder.rank_words(
+    ranked_identifiers = finder.rank_words(
         Engine(model_components),
         image_encoder,
         list(dict.fromkeys([*shortlisted_words, *(word or [])])),
@@ -63,46 +63,49 @@ def identifier(
         num_images=num_images,
         seed=seed,
         params=params,
-        on_progress=Stage("probe images"),
+        on_progress=ProgressStage("probe images"),
     )
-    _print_ranking(ranked_candidates)
+    _print_ranking(ranked_identifiers)
     if out:
         image_params = {"num_pictures": num_images, **params.model_dump(), "seed": seed}
-        conditions = {"model": model, "class_noun": class_noun, "encoder": encoder, **image_params}
-        _write_ranking(ranked_candidates, conditions, out)
+        rank_inputs = {"model": model, "class_noun": class_noun, "encoder": encoder, **image_params}
+        _write_ranking(ranked_identifiers, rank_inputs, out)
 
 
-def _check_encoder(model: str) -> None:
+def _check_clip_text_encoder(model: str) -> None:
     from dreambooth_ray.models.family import find_family
     from dreambooth_ray.models.model_directory import base_directory, model_outline
 
-    family = find_family(base_directory(model_outline(model, "MODEL")))
-    if family.text_encoders[0].tokenizer_class != "CLIPTokenizer":
+    model_family = find_family(base_directory(model_outline(model, "MODEL")))
+    if model_family.text_encoders[0].tokenizer_class != "CLIPTokenizer":
         raise ConfigError(
-            f"MODEL={model!r} is a {family.title}: words are ranked by CLIP's text encoder, which "
-            "it has not; take a rare word such as 'sks'"
+            f"MODEL={model!r} is a {model_family.title}: words are ranked by CLIP's text encoder, "
+            "which it has not; take a rare word such as 'sks'"
         )
 
 
-def _print_ranking(ranked_candidates: "list[Candidate]") -> None:
-    for candidate in ranked_candidates:
-        displacement, diversity_loss = candidate.displacement, candidate.narrowing
-        scores_text = f"displacement {displacement:.3f}, narrowing {diversity_loss:+.3f}"
+def _print_ranking(ranked_identifiers: "list[IdentifierCandidate]") -> None:
+    for identifier_candidate in ranked_identifiers:
+        image_displacement, diversity_loss = (
+            identifier_candidate.displacement,
+            identifier_candidate.narrowing,
+        )
+        scores_text = f"displacement {image_displacement:.3f}, narrowing {diversity_loss:+.3f}"
         print(
-            f"{candidate.word}  meaning {candidate.meaning_score:.3f} "
-            f"({scores_text}, {candidate.num_tokens} tokens)"
+            f"{identifier_candidate.word}  meaning {identifier_candidate.meaning_score:.3f} "
+            f"({scores_text}, {identifier_candidate.num_tokens} tokens)"
         )
 
 
 def _write_ranking(
-    ranked_candidates: "list[Candidate]", conditions: dict[str, object], out: Path
+    ranked_identifiers: "list[IdentifierCandidate]", rank_inputs: dict[str, object], out: Path
 ) -> None:
     from dreambooth_ray.bundles.new_path import explained_writing
 
-    candidate_rows = [
-        asdict(candidate) | {"meaning": candidate.meaning_score} for candidate in ranked_candidates
+    candidate_records = [
+        asdict(candidate) | {"meaning": candidate.meaning_score} for candidate in ranked_identifiers
     ]
     with explained_writing(out):
         out.write_text(
-            json.dumps({"conditions": conditions, "words": candidate_rows}, indent=1) + "\n"
+            json.dumps({"conditions": rank_inputs, "words": candidate_records}, indent=1) + "\n"
         )

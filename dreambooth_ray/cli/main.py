@@ -25,12 +25,12 @@ from dreambooth_ray.cli import (
     gc,
     generate,
     identifier,
-    jobs,
-    learning_rate,
+    learning_rate_finder,
     merge,
     preflight,
     print_schema,
     priors,
+    run_commands,
     serve,
     storage_copy,
     toyworld,
@@ -50,7 +50,7 @@ _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
         identifier.identifier,
         print_schema.schema,
         preflight.preflight,
-        learning_rate.lr,
+        learning_rate_finder.lr,
         priors.app,
     ],
     "Train": [train.train, train.resume, fleet.app],
@@ -58,7 +58,14 @@ _PANELS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
     "Combine": [merge.merge, merge.resize],
     "Keep": [gc.gc, storage_copy.copy],
     "Serve": [serve.serve, serve.key, catalog.app],
-    "Cluster": [jobs.submit, jobs.watch, jobs.logs, jobs.stop, jobs.ls, cluster.app],
+    "Cluster": [
+        run_commands.submit,
+        run_commands.watch,
+        run_commands.logs,
+        run_commands.stop,
+        run_commands.ls,
+        cluster.app,
+    ],
     "Measure": [bench.app],
 }
 
@@ -95,9 +102,9 @@ def main() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
     debug = "--debug" in sys.argv
     # Accepted anywhere on the line, not only before the verb.
-    arguments = [_expand_option(a) for a in sys.argv[1:] if a != "--debug"]
+    expanded_arguments = [_expand_home_in_option(a) for a in sys.argv[1:] if a != "--debug"]
     try:
-        app(arguments)
+        app(expanded_arguments)
     except DreamBoothError as error:
         # A plain DreamBoothError is work that failed; its kinds are input at fault.
         _exit_with_error(error, 1 if type(error) is DreamBoothError else 2, debug)
@@ -106,18 +113,18 @@ def main() -> None:
     except ModuleNotFoundError as error:
         _exit_with_error(*_explain_missing_module(error), debug, error)
     except Exception as error:  # the edge: everything else becomes one line
-        _exit_with_error(_as_defect(error), 1, debug, error)
+        _exit_with_error(_wrap_unexpected_error(error), 1, debug, error)
 
 
-def _expand_option(argument: str) -> str:
+def _expand_home_in_option(argument: str) -> str:
     """`--out=~/x` with the home folder, which shells leave to programs."""
-    name, equals, value = argument.partition("=")
-    if not (equals and name.startswith("--") and re.match(r"~(/|$)", value)):
+    option_name, equals, option_value = argument.partition("=")
+    if not (equals and option_name.startswith("--") and re.match(r"~(/|$)", option_value)):
         return argument
-    return f"{name}={expand_home(value)}"
+    return f"{option_name}={expand_home(option_value)}"
 
 
-def _as_defect(error: Exception) -> DreamBoothError:
+def _wrap_unexpected_error(error: Exception) -> DreamBoothError:
     return DreamBoothError(f"{type(error).__name__}: {error} (--debug shows where)")
 
 
@@ -125,7 +132,7 @@ def _explain_missing_module(error: ModuleNotFoundError) -> tuple[DreamBoothError
     """The error to show, and the exit code: a package of an extra is the caller's to install."""
     remedy = how_to_install(error.name or "")
     if remedy is None:
-        return _as_defect(error), 1
+        return _wrap_unexpected_error(error), 1
     return ConfigError(f"{error.name} is not installed: {remedy}"), 2
 
 

@@ -24,9 +24,11 @@ def merge(
     """Add adapters together, each times its weight; prints what a rank costs, and the path."""
     from dreambooth_ray import adapter_editing
 
-    rank_report = adapter_editing.merge(sources, out, base=base, into=into, rank=rank, half=half)
-    if rank_report is not None and rank is not None:
-        print("\n".join(rank_report.lines()))
+    lora_rank_report = adapter_editing.merge(
+        sources, out, base=base, into=into, rank=rank, half=half
+    )
+    if lora_rank_report is not None and rank is not None:
+        print("\n".join(lora_rank_report.lines()))
     print(out)
 
 

@@ -54,10 +54,10 @@ def refuse_fatal_findings(
     """
     from cluster.preflight_checks import format_findings, run_preflight
 
-    findings = run_preflight(config, entry, is_elsewhere=is_elsewhere)
-    for line in format_findings(findings):
-        print(line, file=sys.stderr)
-    fatal_findings = [finding for finding in findings if finding.fatal]
+    preflight_findings = run_preflight(config, entry, is_elsewhere=is_elsewhere)
+    for finding_text in format_findings(preflight_findings):
+        print(finding_text, file=sys.stderr)
+    fatal_findings = [finding for finding in preflight_findings if finding.fatal]
     if fatal_findings:
         fatal_keys = ", ".join(dict.fromkeys(finding.key for finding in fatal_findings))
         raise ConfigError(f"preflight: to mend first: {fatal_keys}")

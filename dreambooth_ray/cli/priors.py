@@ -20,24 +20,24 @@ def list_(storage: StorageArguments = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dreambooth_ray.priors.prior_catalog import list_sets
+    from dreambooth_ray.priors.prior_catalog import list_prior_sets
 
     store = open_storage(storage)
-    prior_sets = list_sets(store)
+    prior_sets = list_prior_sets(store)
     if not prior_sets:
         print(f"no class images in {store.uri}")
         return
-    table = Table("set", "images", "MB", "runs", "prompts")
+    prior_set_table = Table("set", "images", "MB", "runs", "prompts")
     for set_info in prior_sets:
         megabytes = f"{set_info.size_bytes / 1e6:.1f}"
-        table.add_row(
+        prior_set_table.add_row(
             set_info.digest,
             str(set_info.images),
             megabytes,
             str(len(set_info.runs)),
             "; ".join(set_info.prompts),
         )
-    Console().print(table)
+    Console().print(prior_set_table)
     print(
         "Sets grow by whole batches of prior.batch_size: a run takes the first of a set, as many "
         "as prior.count says."
@@ -54,21 +54,23 @@ def make(
     from dreambooth_ray.display import TrainingDisplay
     from dreambooth_ray.preparation import prepare_run
 
-    display = TrainingDisplay()
+    training_display = TrainingDisplay()
     config = load_config(recipe, overrides or [])
     if not config.prior.num_images:
         raise ConfigError(
             f"prior.kind={config.prior.kind} with prior.count={config.prior.count} trains on no "
             "class images; take prior.kind=images or both, and a count above 0"
         )
-    prepared_run = prepare_run(config, display)
+    prepared_run = prepare_run(config, training_display)
     from cluster.session import session
     from dreambooth_ray import pipeline
 
-    request = pipeline.plan_priors(prepared_run, prepared_run.config.prior.num_images)
+    prior_request = pipeline.plan_priors(prepared_run, prepared_run.config.prior.num_images)
     with session(prepared_run.config, imports_ahead=True):
-        store = pipeline.generate_missing_priors(prepared_run, request, display)
-    print(store.uri)
+        prior_set_store = pipeline.generate_missing_priors(
+            prepared_run, prior_request, training_display
+        )
+    print(prior_set_store.uri)
 
 
 @app.command()
@@ -77,12 +79,12 @@ def verify(
     storage: StorageArguments = None,
 ) -> None:
     """Read every byte of a set and compare; exit code 1 if one is not as committed."""
-    from dreambooth_ray.priors.prior_catalog import verify_set
+    from dreambooth_ray.priors.prior_catalog import verify_prior_set
 
-    problems = verify_set(open_storage(storage), digest)
-    for problem in problems:
-        print(problem)
-    if problems:
+    integrity_problems = verify_prior_set(open_storage(storage), digest)
+    for integrity_problem in integrity_problems:
+        print(integrity_problem)
+    if integrity_problems:
         print("damaged chunks are drawn again by the next run that uses them", file=sys.stderr)
         raise typer.Exit(1)
     print(f"{digest} is as it was committed")

@@ -28,12 +28,12 @@ def sampling_options(**defaults: object) -> Callable[[Verb], Verb]:
         verb_parameters = [
             p for p in inspect.signature(verb).parameters.values() if p.name != "params"
         ]
-        parameters = [
+        signature_parameters = [
             p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in verb_parameters
         ] + options
 
         @functools.wraps(verb)
-        def with_options(**values: Any) -> None:
+        def call_with_params(**values: Any) -> None:
             option_values = {name: values.pop(name) for name in SamplingParams.model_fields}
             # What nobody has given is the model's own choice.
             given_values = {
@@ -41,9 +41,9 @@ def sampling_options(**defaults: object) -> Callable[[Verb], Verb]:
             }
             verb(**values, params=build_sampling_params(given_values))
 
-        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        with_options.__annotations__ = {p.name: p.annotation for p in parameters}
-        return with_options
+        call_with_params.__signature__ = inspect.Signature(signature_parameters)  # type: ignore[attr-defined]
+        call_with_params.__annotations__ = {p.name: p.annotation for p in signature_parameters}
+        return call_with_params
 
     return decorate
 

@@ -21,11 +21,11 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def key(name: Annotated[str, typer.Argument(help="whose key it is")]) -> None:
     """Make an API key; prints the key, which is shown once, and its line for auth.keys_file."""
-    from serve.auth import APIKey, new_key
+    from serve.auth import APIKey, new_api_key
 
-    secret, digest = new_key()
-    api_key = APIKey(name=name, sha256=digest)
-    print(secret)
+    api_key_secret, key_digest = new_api_key()
+    api_key = APIKey(name=name, sha256=key_digest)
+    print(api_key_secret)
     print(f"- {{name: {api_key.name}, sha256: {api_key.sha256}}}")
 
 
@@ -41,7 +41,7 @@ def serve(
 ) -> None:
     """Serve base models and every subject in storage over HTTP, until interrupted."""
     from dreambooth_ray.config.load import load_serve_config
-    from serve.base_models import check_models
+    from serve.base_models import resolve_model_uris
     from serve.listen_address import check_listen_address
 
     all_overrides = list(overrides or [])
@@ -51,10 +51,10 @@ def serve(
     all_overrides += [f"host={host}"] if host is not None else []
     all_overrides += [f"port={port}"] if port is not None else []
     serve_config = load_serve_config(config, all_overrides)
-    check_models(serve_config)
+    resolve_model_uris(serve_config)
     if not serve_config.cluster.ray_address:
         check_listen_address(serve_config.host, serve_config.port)
-    from cluster.session import connection
+    from cluster.session import ray_connection
 
     # Read by Ray's processes when they start: the pools are looked at every second.
     for metric_source in ("REPLICA", "HANDLE"):
@@ -62,7 +62,7 @@ def serve(
     num_processes = serve_config.replicas.maximum + sum(
         s.maximum for s in serve_config.subjects.values()
     )
-    with connection(serve_config.cluster, num_processes):
+    with ray_connection(serve_config.cluster, num_processes):
         # After Ray has set its own handler: SIGTERM, as a supervisor sends it, ends as Ctrl-C does.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         _serve_until_interrupted(serve_config)
@@ -84,9 +84,9 @@ def _serve_until_interrupted(config: "ServeConfig") -> None:
     ray.serve.start(http_options=http_options, logging_config=logging_config)
     try:
         ray.serve.run(build(config), name="dreambooth", logging_config=logging_config)
-        endpoint_url = f"http://{_reachable_host(config.host)}:{port}"
-        _wait_until_ready(endpoint_url)
-        _print_usage(config, endpoint_url)
+        server_url = f"http://{_format_url_host(config.host)}:{port}"
+        _wait_until_ready(server_url)
+        _print_usage(config, server_url)
         _wait_until_interrupted()
     finally:
         ray.serve.shutdown()
@@ -109,46 +109,48 @@ def _find_free_port(host: str) -> int:
         return int(listener.getsockname()[1])
 
 
-def _reachable_host(host: str) -> str:
+def _format_url_host(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         return "localhost"
     return f"[{host}]" if ":" in host else host
 
 
-def _wait_until_ready(endpoint_url: str) -> None:
+def _wait_until_ready(server_url: str) -> None:
     from urllib.error import URLError
     from urllib.request import urlopen
 
     deadline = time.monotonic() + _READY_TIMEOUT_S
     while True:
         try:
-            with urlopen(f"{endpoint_url}/readyz", timeout=10):
+            with urlopen(f"{server_url}/readyz", timeout=10):
                 return
         except (URLError, OSError) as error:
             if time.monotonic() > deadline:
                 raise DreamBoothError(
-                    f"the endpoint at {endpoint_url} was not ready within {_READY_TIMEOUT_S:.0f} s "
+                    f"the endpoint at {server_url} was not ready within {_READY_TIMEOUT_S:.0f} s "
                     f"({error}); look into Ray's logs"
                 ) from error
             time.sleep(0.2)
 
 
-def _print_usage(config: "ServeConfig", endpoint_url: str) -> None:
+def _print_usage(config: "ServeConfig", server_url: str) -> None:
     from serve.auth import Authenticator
 
-    is_open = Authenticator(config.auth).is_open
-    example_model = next(iter(config.models))
-    bearer_header = "" if is_open else "-H 'Authorization: Bearer KEY' "
+    needs_no_key = Authenticator(config.auth).allows_anonymous_callers
+    example_base_model = next(iter(config.models))
+    bearer_header = "" if needs_no_key else "-H 'Authorization: Bearer KEY' "
     print(f"serving {', '.join(config.models)} and the subjects in {config.storage.uri}")
-    print(f"  {endpoint_url}")
+    print(f"  {server_url}")
     print(
-        f"  curl -s {endpoint_url}/v1/images/generations {bearer_header}-H 'Content-Type: "
+        f"  curl -s {server_url}/v1/images/generations {bearer_header}-H 'Content-Type: "
         "application/json' \\"
     )
-    print(f'    -d \'{{"model": "{example_model}", "prompt": "a red robot on the beach"}}\' \\')
+    print(
+        f'    -d \'{{"model": "{example_base_model}", "prompt": "a red robot on the beach"}}\' \\'
+    )
     print("    | python3 -c 'import base64, json, sys; sys.stdout.buffer.write(base64.b64decode("
           "json.load(sys.stdin)[\"data\"][0][\"b64_json\"]))' > robot.png", flush=True)  # fmt: skip
-    if is_open and config.host not in _LOOPBACK:
+    if needs_no_key and config.host not in _LOOPBACK:
         print(
             f"warning: no API keys are set, so whoever reaches {config.host} may draw; make some "
             "with `dreambooth key NAME`",

@@ -20,11 +20,11 @@ def copy(
     from dreambooth_ray.storage.backup import copy_storage
     from dreambooth_ray.storage.store import Store
 
-    stores = Store(source), Store(target)
-    uris = [f"{store.uri}/" for store in stores]
-    if uris[0].startswith(uris[1]) or uris[1].startswith(uris[0]):
+    source_and_target = Store(source), Store(target)
+    store_uris = [f"{store.uri}/" for store in source_and_target]
+    if store_uris[0].startswith(store_uris[1]) or store_uris[1].startswith(store_uris[0]):
         raise ConfigError(f"{target!r} and {source!r} lie in each other; give a place beside")
-    copy_summary = copy_storage(*stores)
+    copy_summary = copy_storage(*source_and_target)
     if copy_summary.num_copied + copy_summary.num_current + copy_summary.num_gone == 0:
         raise ConfigError(f"{source!r} holds nothing; give the storage.uri of the runs")
     copied_text = describe_count(copy_summary.num_copied, "file")

@@ -63,14 +63,14 @@ def pretrain(
     processes: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
     """Make the toy world's weights from nothing; stop and start it at will."""
-    from dreambooth_ray.toyworld.pretrain import Budget
+    from dreambooth_ray.toyworld.pretrain import PretrainBudget
     from dreambooth_ray.toyworld.pretrain import pretrain as run_pretrain
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    budget = Budget(
+    pretraining_budget = PretrainBudget(
         num_images, num_reconstructions, vae_steps, evaluator_steps, denoiser_steps, processes
     )
-    run_pretrain(work, weights, budget, seed)
+    run_pretrain(work, weights, pretraining_budget, seed)
     print(weights)
 
 
@@ -105,11 +105,11 @@ def pretrain_flow(
     started_s = time.monotonic()
     import torch
 
-    from dreambooth_ray.toyworld.pretrain_flow import FlowRun
+    from dreambooth_ray.toyworld.pretrain_flow import FlowPretrain
     from dreambooth_ray.toyworld.pretrain_flow import pretrain_flow as run_pretrain_flow
 
     chosen_device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    flow_run = FlowRun(
+    flow_run = FlowPretrain(
         work=work,
         weights=weights,
         snapshots=snapshots or work / "snapshots",

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from dreambooth_ray.cli.jobs import K8s, Namespace, resume_on
 from dreambooth_ray.cli.preflight import CLUSTERS_FILE, Clusters
+from dreambooth_ray.cli.run_commands import K8s, Namespace, resume_on
 from dreambooth_ray.errors import ConfigError
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick

@@ -6,6 +6,6 @@ Private: AcceleratorState._reset_state.
 from accelerate.state import AcceleratorState
 
 
-def forget_accelerators() -> None:
+def reset_accelerator_state() -> None:
     """Let the next accelerator of this process have its own precision."""
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -17,7 +17,7 @@ SPLIT_MODE = SplitLongTextMode.WORDS | SplitLongTextMode.COPY_FIRST_CLS_TOKEN
 EncoderForward = Callable[[Tensor, Tensor | None], Tensor]
 
 
-class _Provider(EmbeddingsProvider):  # type: ignore[misc]
+class _ForwardEmbeddingsProvider(EmbeddingsProvider):  # type: ignore[misc]
     def __init__(self, tokenizer: Any, encoder: Any, forward: EncoderForward) -> None:
         super().__init__(
             tokenizer,
@@ -40,9 +40,9 @@ def embed_fragments(
 
     encoder: gives its device and its size; forward: what is called in its place
     """
-    provider = _Provider(tokenizer, encoder, forward)
-    texts, weights = [text for text, _ in parts], [weight for _, weight in parts]
-    embeddings = provider.get_embeddings_for_weighted_prompt_fragments(
-        [texts], [weights], device=provider.device
+    embeddings_provider = _ForwardEmbeddingsProvider(tokenizer, encoder, forward)
+    fragment_texts, fragment_weights = [text for text, _ in parts], [weight for _, weight in parts]
+    embeddings = embeddings_provider.get_embeddings_for_weighted_prompt_fragments(
+        [fragment_texts], [fragment_weights], device=embeddings_provider.device
     )
     return torch.as_tensor(embeddings)

@@ -25,7 +25,7 @@ def write_universal_state(folder: Path, universal_folder: Path) -> None:
     """Write a saved state again in the form that any number of workers can load."""
     from deepspeed.checkpoint import ds_to_universal  # noqa: PLC0415
 
-    arguments = argparse.Namespace(
+    converter_arguments = argparse.Namespace(
         input_folder=str(folder),
         output_folder=str(universal_folder),
         num_extract_workers=1,
@@ -35,4 +35,4 @@ def write_universal_state(folder: Path, universal_folder: Path) -> None:
         inject_missing_state=True,
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        ds_to_universal.main(arguments)
+        ds_to_universal.main(converter_arguments)

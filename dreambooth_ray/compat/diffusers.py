@@ -27,12 +27,12 @@ def checkpointed_with_mask(transformer: Any, mask: Any) -> Iterator[None]:
         return
     checkpointing_function = transformer._gradient_checkpointing_func
 
-    def run_masked(block: Any, *inputs: Any) -> Any:
+    def checkpoint_block_with_mask(block: Any, *inputs: Any) -> Any:
         return checkpointing_function(
             block, *inputs, *([mask] if len(inputs) == _NUM_INPUTS else [])
         )
 
-    transformer._gradient_checkpointing_func = run_masked
+    transformer._gradient_checkpointing_func = checkpoint_block_with_mask
     try:
         yield
     finally:

@@ -9,5 +9,5 @@ def release_freed_memory() -> bool:
     It keeps much of it for later, as long as the process lives: with tensors of tens of megabytes
     that is as much as a model's text encoder.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return trim is not None and bool(trim(0) in (0, 1))
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return malloc_trim is not None and bool(malloc_trim(0) in (0, 1))

@@ -9,11 +9,13 @@ from typing import Any
 _LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 
 
-def set_num_batches(checkpoint: dict[str, Any], num_batches: int) -> None:
+def set_batch_progress(checkpoint: dict[str, Any], num_batches: int) -> None:
     """Let the training loop go on as if `num_batches` batches had been taken; in place."""
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    for counts in (progress["total"], progress["current"]):
-        counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), num_batches))
+    batch_progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for batch_counts in (batch_progress["total"], batch_progress["current"]):
+        batch_counts.update(
+            dict.fromkeys(("ready", "started", "processed", "completed"), num_batches)
+        )
 
 
 def read_loop_states(trainer: Any) -> dict[str, Any]:
@@ -21,7 +23,7 @@ def read_loop_states(trainer: Any) -> dict[str, Any]:
     return {name: getattr(trainer, name).state_dict() for name in _LOOPS}
 
 
-def make_checkpoint(
+def build_lightning_checkpoint(
     loops: dict[str, Any],
     num_steps: int,
     optimizer: dict[str, Any],
@@ -34,20 +36,20 @@ def make_checkpoint(
     loops: of `read_loop_states`; optimizer, scheduler: their states; version: of Lightning
     """
     loops = copy.deepcopy(loops)
-    fit_progress = loops["fit_loop"]
-    for counter_scope in ("total", "current"):
-        fit_progress["epoch_progress"][counter_scope].update(ready=1, started=1)
-        fit_progress["epoch_loop.scheduler_progress"][counter_scope].update(
+    fit_loop_state = loops["fit_loop"]
+    for progress_scope in ("total", "current"):
+        fit_loop_state["epoch_progress"][progress_scope].update(ready=1, started=1)
+        fit_loop_state["epoch_loop.scheduler_progress"][progress_scope].update(
             ready=num_steps, completed=num_steps
         )
-        optimizer_progress = fit_progress["epoch_loop.automatic_optimization.optim_progress"][
+        optimizer_progress = fit_loop_state["epoch_loop.automatic_optimization.optim_progress"][
             "optimizer"
         ]
-        optimizer_progress["step"][counter_scope].update(ready=num_steps, completed=num_steps)
-        optimizer_progress["zero_grad"][counter_scope].update(
+        optimizer_progress["step"][progress_scope].update(ready=num_steps, completed=num_steps)
+        optimizer_progress["zero_grad"][progress_scope].update(
             ready=num_steps, started=num_steps, completed=num_steps
         )
-    fit_progress["epoch_loop.state_dict"]["_batches_that_stepped"] = num_steps - 1
+    fit_loop_state["epoch_loop.state_dict"]["_batches_that_stepped"] = num_steps - 1
     checkpoint = {
         "epoch": 0,
         "global_step": num_steps,
@@ -57,8 +59,8 @@ def make_checkpoint(
         "optimizer_states": [optimizer],
         "lr_schedulers": [scheduler | {"_step_count": num_steps + 1}],
     }
-    set_num_batches(checkpoint, num_steps)
+    set_batch_progress(checkpoint, num_steps)
     # It counts a batch as completed after the callbacks, one of which saves.
-    for counter_scope in ("total", "current"):
-        fit_progress["epoch_loop.batch_progress"][counter_scope]["completed"] = num_steps - 1
+    for progress_scope in ("total", "current"):
+        fit_loop_state["epoch_loop.batch_progress"][progress_scope]["completed"] = num_steps - 1
     return checkpoint

@@ -42,12 +42,12 @@ def _stay_in_evaluation(layer: nn.Module, mode: bool = True) -> nn.Module:
     return layer
 
 
-def parse_adapter_name(name: str) -> tuple[str, str]:
+def parse_adapter_weight_name(name: str) -> tuple[str, str]:
     """The layer that a weight of an injected adapter belongs to, and which one it is.
 
     returns: (layer, "down", "up" or DoRA's "magnitude")
     """
-    for suffix, kind in _WEIGHT_SUFFIXES.items():
-        if name.endswith(suffix):
-            return name.removesuffix(suffix), kind
+    for weight_suffix, weight_role in _WEIGHT_SUFFIXES.items():
+        if name.endswith(weight_suffix):
+            return name.removesuffix(weight_suffix), weight_role
     raise ValueError(f"{name} is no weight of a LoRA or DoRA adapter")

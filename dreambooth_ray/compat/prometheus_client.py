@@ -22,9 +22,12 @@ class MetricFamily:
 
 def describe_metrics(registry: CollectorRegistry) -> Iterator[MetricFamily]:
     """Every metric, in the order of registration."""
-    for collector in dict.fromkeys(registry._names_to_collectors.values()):
-        metric: Any = collector
-        (family,) = metric.describe()
+    for metric_collector in dict.fromkeys(registry._names_to_collectors.values()):
+        untyped_collector: Any = metric_collector
+        (metric_family,) = untyped_collector.describe()
         yield MetricFamily(
-            family.name, family.type, tuple(metric._labelnames), family.documentation
+            metric_family.name,
+            metric_family.type,
+            tuple(untyped_collector._labelnames),
+            metric_family.documentation,
         )

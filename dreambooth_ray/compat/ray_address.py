@@ -11,7 +11,7 @@ CLUSTER_METADATA_KEY of ray._common.usage.usage_constants, the generated gcs_ser
 import json
 
 
-class AddressError(Exception):
+class RayAddressError(Exception):
     """What is wrong at an address, in words."""
 
 
@@ -37,22 +37,26 @@ def check_head(address: str, timeout_s: float) -> None:
     from ray.core.generated.gcs_service_pb2 import InternalKVGetRequest
     from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
 
-    request = InternalKVGetRequest(namespace=KV_NAMESPACE_CLUSTER, key=CLUSTER_METADATA_KEY)
-    channel = init_grpc_channel(address)
+    kv_get_request = InternalKVGetRequest(namespace=KV_NAMESPACE_CLUSTER, key=CLUSTER_METADATA_KEY)
+    grpc_channel = init_grpc_channel(address)
     try:
-        reply = InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=timeout_s)
-        check_version_info(json.loads(reply.value), "this installation", raise_on_mismatch=True)
+        kv_get_reply = InternalKVGcsServiceStub(grpc_channel).InternalKVGet(
+            kv_get_request, timeout=timeout_s
+        )
+        check_version_info(
+            json.loads(kv_get_reply.value), "this installation", raise_on_mismatch=True
+        )
     except grpc.RpcError as error:
-        raise AddressError(_explain_call(error)) from error
+        raise RayAddressError(_explain_grpc_error(error)) from error
     except ValueError as error:
-        raise AddressError(
+        raise RayAddressError(
             "what answers there is no Ray head of a version that is known"
         ) from error
     except RuntimeError as error:
         version_message = " ".join(str(error).split())
-        raise AddressError(f"the cluster has another version: {version_message}") from error
+        raise RayAddressError(f"the cluster has another version: {version_message}") from error
     finally:
-        channel.close()
+        grpc_channel.close()
 
 
 def check_client_server(address: str, timeout_s: float) -> None:
@@ -63,22 +67,25 @@ def check_client_server(address: str, timeout_s: float) -> None:
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
 
-    channel = init_grpc_channel(address)
+    grpc_channel = init_grpc_channel(address)
     try:
-        grpc.channel_ready_future(channel).result(timeout=timeout_s)
+        grpc.channel_ready_future(grpc_channel).result(timeout=timeout_s)
     except grpc.FutureTimeoutError as error:
-        raise AddressError("what answers there is no Ray Client server") from error
+        raise RayAddressError("what answers there is no Ray Client server") from error
     finally:
-        channel.close()
+        grpc_channel.close()
 
 
-def _explain_call(error: object) -> str:
+def _explain_grpc_error(error: object) -> str:
     import grpc
 
-    code = error.code() if isinstance(error, grpc.Call) else None
-    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+    grpc_status_code = error.code() if isinstance(error, grpc.Call) else None
+    if grpc_status_code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return (
             "the cluster refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
             "cluster's own"
         )
-    return f"what answers there is no Ray head ({code.name if code else error})"
+    return (
+        "what answers there is no Ray head "
+        f"({grpc_status_code.name if grpc_status_code else error})"
+    )

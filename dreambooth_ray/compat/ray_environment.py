@@ -6,12 +6,16 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def default_environment(values: Mapping[str, str]) -> Iterator[None]:
+def default_environment_variables(values: Mapping[str, str]) -> Iterator[None]:
     """Inside, these are set for this process and those that it starts; the user's own go first."""
-    new_values = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(new_values)
+    added_variables = {
+        variable_name: value
+        for variable_name, value in values.items()
+        if variable_name not in os.environ
+    }
+    os.environ.update(added_variables)
     try:
         yield
     finally:
-        for name in new_values:
-            os.environ.pop(name, None)
+        for variable_name in added_variables:
+            os.environ.pop(variable_name, None)

@@ -41,7 +41,7 @@ def worker_failures(error: TrainingFailedError) -> list[BaseException]:
     return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
 
 
-class FailFastPolicy(FailurePolicy):  # type: ignore[misc]
+class SelectiveRestartPolicy(FailurePolicy):  # type: ignore[misc]
     """Restarts what can go better, by the run's own record.
 
     Where no worker has failed, but there is no room for one or a host is being taken away, Ray
@@ -54,14 +54,14 @@ class FailFastPolicy(FailurePolicy):  # type: ignore[misc]
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE."""
-        failures = worker_failures(training_failed_error)
+        worker_errors = worker_failures(training_failed_error)
         is_controller_error = isinstance(training_failed_error, ControllerError)
         if is_controller_error and isinstance(
             training_failed_error.controller_failure, WorkerGroupStartupFailedError
         ):
-            failures = [training_failed_error.controller_failure]
-        if failures:
-            should_restart = self._restarts.should_restart(failures)
+            worker_errors = [training_failed_error.controller_failure]
+        if worker_errors:
+            should_restart = self._restarts.should_restart(worker_errors)
             return FailureDecision.RETRY if should_restart else FailureDecision.RAISE
         decision = self._ray_policy.make_decision(training_failed_error)
         if decision is FailureDecision.RETRY and not is_controller_error:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from dreambooth_ray.compat.ray_environment import default_environment
+from dreambooth_ray.compat.ray_environment import default_environment_variables
 
 _REGISTERED_TIMEOUT_S, _POLL_S = 30.0, 0.01
 # The raylet connects to its object store, in a thread beside it. Where that listens a moment too
@@ -52,8 +52,8 @@ def only_needed_processes(
     from ray._private import node, services, utils  # noqa: PLC0415  takes 0.2 s
 
     wait_then_get_node = _make_wait_then_get_node(services.get_node, on_started)
-    with ExitStack() as stack:
-        for target, name, replacement in (
+    with ExitStack() as patch_stack:
+        for patched_object, attribute_name, replacement_function in (
             (node.Node, "start_monitor", _start_nothing),
             (node.Node, "start_log_monitor", _start_nothing),
             (node.Node, "start_api_server", _start_nothing),
@@ -61,12 +61,16 @@ def only_needed_processes(
             (utils, "get_dashboard_dependency_error", lambda: ImportError("no dashboard here")),
             (services, "get_node", wait_then_get_node),
         ):
-            stack.enter_context(mock.patch.object(target, name, replacement))
-        stack.enter_context(default_environment(_CONNECT_AGAIN))
+            patch_stack.enter_context(
+                mock.patch.object(patched_object, attribute_name, replacement_function)
+            )
+        patch_stack.enter_context(default_environment_variables(_CONNECT_AGAIN))
         if waiting is not None:
             start_process = _make_start_process(services.start_ray_process, waiting.count)
-            stack.enter_context(mock.patch.object(services, "start_ray_process", start_process))
-            stack.enter_context(default_environment({_PRELOADS: waiting.module}))
+            patch_stack.enter_context(
+                mock.patch.object(services, "start_ray_process", start_process)
+            )
+            patch_stack.enter_context(default_environment_variables({_PRELOADS: waiting.module}))
         yield
 
 

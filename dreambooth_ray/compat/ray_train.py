@@ -31,8 +31,12 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 
-from dreambooth_ray.compat.ray_environment import default_environment
-from dreambooth_ray.compat.ray_policies import FailFastPolicy, NoAutoscalerPolicy, RestartDecider
+from dreambooth_ray.compat.ray_environment import default_environment_variables
+from dreambooth_ray.compat.ray_policies import (
+    NoAutoscalerPolicy,
+    RestartDecider,
+    SelectiveRestartPolicy,
+)
 
 # How long an ended run's thread is waited for: it may be inside a call of Ray.
 _END_TIMEOUT_S = 5.0
@@ -79,7 +83,9 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         ]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        settings["failure_policy"] = FailFastPolicy(settings["failure_policy"], self._restarts)
+        settings["failure_policy"] = SelectiveRestartPolicy(
+            settings["failure_policy"], self._restarts
+        )
         if self._is_local and type(settings["scaling_policy"]) is FixedScalingPolicy:
             settings["scaling_policy"] = NoAutoscalerPolicy(self.scaling_config)
         self._controller = ControllerThread(settings, self._is_local)
@@ -156,7 +162,9 @@ class ControllerThread:
         self._is_over = threading.Event()
         self._result: Result | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run_loop, name="train controller", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run_event_loop, name="train controller", daemon=True
+        )
 
     def run(self) -> Result | None:
         """Returns when the training is over, with its result; None if it was ended by `end`.
@@ -179,13 +187,13 @@ class ControllerThread:
     def end(self) -> None:
         """Kill the workers and let `run` return; from any thread."""
         with suppress(RuntimeError):  # the loop is closed: it is over already
-            self._loop.call_soon_threadsafe(self._cancel)
+            self._loop.call_soon_threadsafe(self._cancel_controller_task)
 
-    def _cancel(self) -> None:
+    def _cancel_controller_task(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
-    def _run_loop(self) -> None:
+    def _run_event_loop(self) -> None:
         try:
             self._task = self._loop.create_task(self._run_controller())
             self._result = self._loop.run_until_complete(self._task)
@@ -216,20 +224,20 @@ def _patched_synchronization_actor() -> AbstractContextManager[object]:
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
     """What the controller logs, whole tracebacks among it, comes to the person in our words."""
-    logger = logging.getLogger("ray.train")
-    previous_level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    ray_train_logger = logging.getLogger("ray.train")
+    previous_log_level = ray_train_logger.level
+    ray_train_logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(previous_level)
+        ray_train_logger.setLevel(previous_log_level)
 
 
 @contextmanager
 def _prepare_controller_process(is_local: bool) -> Iterator[None]:
     """What a controller needs of the process that it runs in."""
     with (
-        default_environment(_SETTINGS | (_LOCAL_SETTINGS if is_local else {})),
+        default_environment_variables(_SETTINGS | (_LOCAL_SETTINGS if is_local else {})),
         _quiet_logs(),
         _patched_synchronization_actor() if is_local else nullcontext(),
     ):

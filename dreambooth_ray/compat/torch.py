@@ -19,9 +19,9 @@ def storage_owner(tensor: Tensor) -> Tensor:
 
 def shallow_copy_module(module: _Module) -> _Module:
     """A copy with its own list of children; children, weights and buffers are shared."""
-    clone = copy.copy(module)
-    clone._modules = dict(module._modules)
-    return clone
+    module_copy = copy.copy(module)
+    module_copy._modules = dict(module._modules)
+    return module_copy
 
 
 def run_trace_unoptimized(trace: Any, inputs: tuple[Tensor, ...]) -> Any:

@@ -25,9 +25,13 @@ def choose_allocator(library: Path) -> dict[str, str]:
 
 def _find_ray_jemalloc() -> Path:
     # Found, not imported: this layer has no Ray.
-    spec = find_spec("ray")
-    ray_folder = Path(spec.origin).parent if spec and spec.origin else Path()
-    return ray_folder / "core" / "libjemalloc.so"
+    ray_module_spec = find_spec("ray")
+    ray_package_folder = (
+        Path(ray_module_spec.origin).parent
+        if ray_module_spec and ray_module_spec.origin
+        else Path()
+    )
+    return ray_package_folder / "core" / "libjemalloc.so"
 
 
 ALLOCATOR = choose_allocator(_find_ray_jemalloc())
@@ -50,13 +54,15 @@ def worker_environment() -> dict[str, dict[str, str]]:
 def ray_process_environment() -> Iterator[None]:
     """Inside, a Ray that this process starts gives all its processes the workers' environment."""
     worker_variables = {**ALLOCATOR, "OMP_NUM_THREADS": "1", _IS_SET: "1"}
-    previous_values = {name: os.environ.get(name) for name in worker_variables}
+    previous_values = {
+        variable_name: os.environ.get(variable_name) for variable_name in worker_variables
+    }
     os.environ.update(worker_variables)
     try:
         yield
     finally:
-        for name, value in previous_values.items():
-            if value is None:
-                os.environ.pop(name, None)
+        for variable_name, previous_value in previous_values.items():
+            if previous_value is None:
+                os.environ.pop(variable_name, None)
             else:
-                os.environ[name] = value
+                os.environ[variable_name] = previous_value

@@ -33,11 +33,13 @@ class ModelConfig(Section):
     @property
     def source(self) -> str:
         """uri, and what is not taken from there, as models are named in one text."""
-        source_options = {
-            name: value
+        uri_query_options = {
+            name: option_value
             for name in ("vae", "text_encoder", "prediction_type")
-            if (value := getattr(self, name))
+            if (option_value := getattr(self, name))
         }
         return (
-            f"{self.uri}?{urlencode(source_options, safe='/:@~')}" if source_options else self.uri
+            f"{self.uri}?{urlencode(uri_query_options, safe='/:@~')}"
+            if uri_query_options
+            else self.uri
         )

@@ -62,16 +62,16 @@ _RULES = (
 def find_idle_settings(config: Config) -> list[str]:
     """A line for each setting that is not its default and has no effect, its key first."""
     warnings = []
-    for rule in _RULES:
-        if not rule.is_idle(config):
+    for idle_rule in _RULES:
+        if not idle_rule.is_idle(config):
             continue
-        section = rule.section(config)
+        section = idle_rule.section(config)
         fields = type(section).model_fields
-        for key in rule.keys or sorted(fields.keys() - _FILLED_IN):
+        for key in idle_rule.keys or sorted(fields.keys() - _FILLED_IN):
             value = getattr(section, key)
             if value != fields[key].get_default(call_default_factory=True):
                 warnings.append(
-                    f"{rule.prefix}.{key}={value} changes nothing: it needs {rule.needs}"
+                    f"{idle_rule.prefix}.{key}={value} changes nothing: it needs {idle_rule.needs}"
                 )
     num_warmup_steps = config.train.lr_warmup_steps
     if num_warmup_steps >= config.train.steps:

@@ -18,10 +18,10 @@ class _UntitledSchema(GenerateJsonSchema):
         return False
 
     def generate(self, schema: Any, mode: Any = "validation") -> JsonSchemaValue:
-        tree = super().generate(schema, mode)
-        for definition in tree.get("$defs", {}).values():
+        schema_tree = super().generate(schema, mode)
+        for definition in schema_tree.get("$defs", {}).values():
             definition.pop("title", None)
-        return {"$schema": self.schema_dialect, **tree}
+        return {"$schema": self.schema_dialect, **schema_tree}
 
 
 def json_schema(kind: Kind) -> dict[str, Any]:
@@ -31,15 +31,15 @@ def json_schema(kind: Kind) -> dict[str, Any]:
 
 def _recipe_schema() -> dict[str, Any]:
     """A recipe may leave keys of its one subject to the command line; those of several it can't."""
-    tree = Config.model_json_schema(schema_generator=_UntitledSchema)
-    subject_schema = deepcopy(tree["$defs"]["SubjectConfig"])
+    schema_tree = Config.model_json_schema(schema_generator=_UntitledSchema)
+    subject_schema = deepcopy(schema_tree["$defs"]["SubjectConfig"])
     del subject_schema["required"]
-    tree["properties"]["subject"] = subject_schema
-    del tree["required"]
-    tree["anyOf"] = [{"required": ["subject"]}, {"required": ["subjects"]}]
-    return {**tree, "title": "A recipe of dreambooth_ray"}
+    schema_tree["properties"]["subject"] = subject_schema
+    del schema_tree["required"]
+    schema_tree["anyOf"] = [{"required": ["subject"]}, {"required": ["subjects"]}]
+    return {**schema_tree, "title": "A recipe of dreambooth_ray"}
 
 
 def _serve_schema() -> dict[str, Any]:
-    tree = ServeConfig.model_json_schema(schema_generator=_UntitledSchema)
-    return {**tree, "title": "The endpoint of dreambooth_ray"}
+    schema_tree = ServeConfig.model_json_schema(schema_generator=_UntitledSchema)
+    return {**schema_tree, "title": "The endpoint of dreambooth_ray"}

@@ -15,7 +15,7 @@ class KeyType:
     """An annotation of pydantic's, as what people write for it is read."""
 
     def __init__(self, annotation: Any) -> None:
-        self.members = list(_flatten(annotation))
+        self.members = list(_list_union_members(annotation))
 
     @property
     def is_optional(self) -> bool:
@@ -23,42 +23,47 @@ class KeyType:
         return type(None) in self.members
 
     @property
-    def is_text(self) -> bool:
+    def reads_as_text(self) -> bool:
         """Whether a scalar is taken as it is written."""
         return any(
-            member is str
-            or (get_origin(member) is Literal and all(isinstance(a, str) for a in get_args(member)))
-            for member in self.members
+            union_member is str
+            or (
+                get_origin(union_member) is Literal
+                and all(isinstance(a, str) for a in get_args(union_member))
+            )
+            for union_member in self.members
         )
 
     @property
-    def is_number(self) -> bool:
+    def reads_as_number(self) -> bool:
         """Whether a scalar is a number or true or false."""
         return any(
-            member in (int, float, bool) or get_origin(member) is Literal for member in self.members
+            union_member in (int, float, bool) or get_origin(union_member) is Literal
+            for union_member in self.members
         )
 
     def takes_collection(self, bracket: str) -> bool:
         """Whether it may be a list, for "[", or a mapping, for "{"."""
         collection_types = (tuple, list) if bracket == "[" else (dict,)
         return Any in self.members or any(
-            get_origin(member) in collection_types or (bracket == "{" and _is_section(member))
-            for member in self.members
+            get_origin(union_member) in collection_types
+            or (bracket == "{" and _is_section(union_member))
+            for union_member in self.members
         )
 
     def item(self, index: int) -> "KeyType":
         """Of an item of a list."""
-        for member in self.members:
-            if get_origin(member) in (tuple, list):
-                item_types = [a for a in get_args(member) if a is not Ellipsis]
+        for union_member in self.members:
+            if get_origin(union_member) in (tuple, list):
+                item_types = [a for a in get_args(union_member) if a is not Ellipsis]
                 return KeyType(item_types[min(index, len(item_types) - 1)])
         return KeyType(Any)
 
     def child(self, name: str) -> "KeyType":
         """Of a key of a mapping; of one that is not known, anything."""
-        for member in self.members:
-            if _is_section(member):
-                field = member.model_fields.get(name)
+        for union_member in self.members:
+            if _is_section(union_member):
+                field = union_member.model_fields.get(name)
                 return KeyType(field.annotation if field else Any)
         return KeyType(self.value_annotation())
 
@@ -68,11 +73,13 @@ class KeyType:
 
     def section(self) -> type[BaseModel] | None:
         """The section it may be."""
-        return next((member for member in self.members if _is_section(member)), None)
+        return next(
+            (union_member for union_member in self.members if _is_section(union_member)), None
+        )
 
     def is_free_mapping(self) -> bool:
         """Whether its keys are the user's."""
-        return any(get_origin(member) is dict for member in self.members)
+        return any(get_origin(union_member) is dict for union_member in self.members)
 
     def read_scalar(self, text: str) -> Any:
         """A number where it is one; else the text, for pydantic to take or refuse."""
@@ -88,15 +95,15 @@ class KeyType:
         return float(text) if _NUMBER.fullmatch(text) else text
 
 
-def _flatten(annotation: Any) -> Any:
+def _list_union_members(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
-        yield from _flatten(get_args(annotation)[0])
+        yield from _list_union_members(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
-        for member in get_args(annotation):
-            yield from _flatten(member)
+        for union_member in get_args(annotation):
+            yield from _list_union_members(union_member)
     else:
         yield annotation
 
 
-def _is_section(member: Any) -> bool:
-    return isinstance(member, type) and issubclass(member, BaseModel)
+def _is_section(union_member: Any) -> bool:
+    return isinstance(union_member, type) and issubclass(union_member, BaseModel)

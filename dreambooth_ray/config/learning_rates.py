@@ -34,14 +34,14 @@ def find_part_rates(config: "Config") -> dict[str, tuple[float, float]]:
     Learned words are not decayed: their length has a meaning.
     """
     train = config.train
-    rates = {}
+    rates_by_part = {}
     if train.unet:
-        rates["unet"] = (train.lr, train.weight_decay)
+        rates_by_part["unet"] = (train.lr, train.weight_decay)
     if config.identifier.kind == "learned":
-        rates["words"] = (config.identifier.lr or train.lr, 0.0)
+        rates_by_part["words"] = (config.identifier.lr or train.lr, 0.0)
     if train.text_encoder:
-        rates["text_encoder"] = (train.text_encoder_lr or train.lr, train.weight_decay)
-    return rates
+        rates_by_part["text_encoder"] = (train.text_encoder_lr or train.lr, train.weight_decay)
+    return rates_by_part
 
 
 def check_rates(config: "Config") -> list[str]:
@@ -72,7 +72,7 @@ def check_rates(config: "Config") -> list[str]:
     return warnings
 
 
-def check_ramp(config: "Config") -> None:
+def check_lr_range_test(config: "Config") -> None:
     """raises: ConfigError where a ramp of train.lr tells nothing"""
     if config.train.optimizer == "prodigy":
         raise ConfigError(

@@ -28,8 +28,8 @@ def load_config(recipe: str, overrides: list[str]) -> Config:
     recipe: a YAML file, or the name of a shipped one ("toy-robot.yaml" or "toy-robot")
     raises: ConfigError naming the key at fault
     """
-    text, origin = _read_recipe(recipe)
-    return parse_config(text, origin, overrides)
+    recipe_text, recipe_origin = _read_recipe(recipe)
+    return parse_config(recipe_text, recipe_origin, overrides)
 
 
 def parse_config(text: str, origin: str, overrides: list[str]) -> Config:
@@ -45,28 +45,28 @@ def load_serve_config(path: str | None, overrides: list[str]) -> ServeConfig:
     if path is None:
         return _parse_and_validate("", "the defaults", overrides, ServeConfig)
     try:
-        text = read_text_file(Path(expand_home(path)))
+        config_text = read_text_file(Path(expand_home(path)))
     except OSError as error:
         raise ConfigError(f"CONFIG={path!r} can't be read: {error}; give a YAML file") from error
-    return _parse_and_validate(text, path, overrides, ServeConfig)
+    return _parse_and_validate(config_text, path, overrides, ServeConfig)
 
 
 def _parse_and_validate(
     text: str, origin: str, overrides: list[str], schema: type[_Schema]
 ) -> _Schema:
-    tree = parse_yaml(text, origin, schema) or {}
-    if not isinstance(tree, dict):
+    config_tree = parse_yaml(text, origin, schema) or {}
+    if not isinstance(config_tree, dict):
         raise ConfigError(f"{origin} holds no mapping of keys; see recipes for the form")
-    method = _read_method(tree)
+    method = _read_method(config_tree)
     for key in _find_replaced_keys(overrides):
-        _remove_key(tree, key)
+        _remove_key(config_tree, key)
     for override in overrides:
-        _apply_override(tree, override, schema)
-    if _read_method(tree) != method:
-        _remove_rates(tree, overrides)
-    _refuse_unknown_keys(tree, schema, "", origin, all_keys(schema))
+        _apply_override(config_tree, override, schema)
+    if _read_method(config_tree) != method:
+        _remove_recipe_rates(config_tree, overrides)
+    _refuse_unknown_keys(config_tree, schema, "", origin, list_config_keys(schema))
     try:
-        return schema.model_validate(tree)
+        return schema.model_validate(config_tree)
     except ValidationError as error:
         raise ConfigError("; ".join(explain_error(e) for e in error.errors())) from error
 
@@ -77,16 +77,18 @@ def override_config(config: Config, overrides: list[str]) -> Config:
     if overridden_config.storage.options or not config.storage.options:
         return overridden_config
     # Options are in no dump.
-    storage = overridden_config.storage.model_copy(update={"options": config.storage.options})
-    return overridden_config.model_copy(update={"storage": storage})
+    storage_config = overridden_config.storage.model_copy(
+        update={"options": config.storage.options}
+    )
+    return overridden_config.model_copy(update={"storage": storage_config})
 
 
 def parse_storage_options(overrides: list[str]) -> dict[str, Any]:
     """storage.options alone, from `storage.options.name=value` overrides."""
-    tree: dict[str, Any] = {}
+    override_tree: dict[str, Any] = {}
     for override in overrides:
-        _apply_override(tree, override, Config)
-    storage_options = tree.get("storage", {}).get("options", {})
+        _apply_override(override_tree, override, Config)
+    storage_options = override_tree.get("storage", {}).get("options", {})
     if not isinstance(storage_options, dict):
         raise ConfigError("storage.options is a mapping: storage.options.endpoint_url=...")
     return storage_options
@@ -109,19 +111,21 @@ def dump_config(config: Config) -> str:
 
     What nobody has set and the model's family chooses is left out.
     """
-    tree = config.model_dump(mode="json")
-    for name in ("prior", "sample"):
-        for field in SamplingParams.model_fields.keys() - getattr(config, name).given_values:
-            del tree[name][field]
+    config_tree = config.model_dump(mode="json")
+    for section_name in ("prior", "sample"):
+        for param_name in (
+            SamplingParams.model_fields.keys() - getattr(config, section_name).given_values
+        ):
+            del config_tree[section_name][param_name]
     if "text_encoder" not in config.train.model_fields_set:
-        del tree["train"]["text_encoder"]
+        del config_tree["train"]["text_encoder"]
     for key in FAMILY_LOSS_KEYS:
         if key not in config.loss.model_fields_set:
-            del tree["loss"][key]
-    return yaml.safe_dump(tree, sort_keys=False)
+            del config_tree["loss"][key]
+    return yaml.safe_dump(config_tree, sort_keys=False)
 
 
-def recipe_names() -> list[str]:
+def list_recipe_names() -> list[str]:
     """Names of the shipped recipes."""
     recipe_folder = files("dreambooth_ray") / "recipes"
     return sorted(f.name for f in recipe_folder.iterdir() if f.name.endswith(".yaml"))
@@ -132,9 +136,9 @@ def _read_recipe(recipe: str) -> tuple[str, str]:
     if recipe_path.is_file():
         return read_text_file(recipe_path), str(recipe_path)
     recipe_name = recipe_path.name if recipe_path.suffix else f"{recipe_path.name}.yaml"
-    if recipe_name in recipe_names() and str(recipe_path) in (recipe_name, recipe_path.stem):
+    if recipe_name in list_recipe_names() and str(recipe_path) in (recipe_name, recipe_path.stem):
         return (files("dreambooth_ray") / "recipes" / recipe_name).read_text("utf-8"), recipe_name
-    recipe_list_text = ", ".join(recipe_names())
+    recipe_list_text = ", ".join(list_recipe_names())
     raise ConfigError(f"no recipe {recipe!r}: it is neither a file nor one of {recipe_list_text}")
 
 
@@ -142,20 +146,20 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel]
     key, equals, value_text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key.path=value")
-    key_path, annotation = _find_key(schema, key)
-    node = tree
-    for section in key_path[:-1]:
-        child = node.setdefault(section, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"{key}: {section!r} is a value, not a section; check the key")
-        node = child
+    key_path, annotation = _resolve_key_path(schema, key)
+    section_values = tree
+    for section_name in key_path[:-1]:
+        subsection_values = section_values.setdefault(section_name, {})
+        if not isinstance(subsection_values, dict):
+            raise ConfigError(f"{key}: {section_name!r} is a value, not a section; check the key")
+        section_values = subsection_values
     try:
-        node[key_path[-1]] = parse_value(value_text, annotation)
+        section_values[key_path[-1]] = parse_value(value_text, annotation)
     except ValueError as error:
         raise ConfigError(f"{key}={value_text!r}: {error}") from error
 
 
-def _find_key(schema: type[BaseModel], key: str) -> tuple[list[str], Any]:
+def _resolve_key_path(schema: type[BaseModel], key: str) -> tuple[list[str], Any]:
     """The names on a key's way, and its type; a name that users choose may hold dots.
 
     Of a key that is not known, the type is anything: it is refused later, with what it is like.
@@ -191,7 +195,7 @@ def _find_replaced_keys(overrides: list[str]) -> set[str]:
     return {_INSTEAD[key] for key in keys if key in _INSTEAD}
 
 
-def layer_overrides(overrides: list[str], later: list[str]) -> list[str]:
+def combine_overrides(overrides: list[str], later: list[str]) -> list[str]:
     """Overrides and later ones that go before them, also where they say it by another key."""
     replaced_keys = _find_replaced_keys(later)
     return [o for o in overrides if o.partition("=")[0] not in replaced_keys] + later
@@ -210,7 +214,7 @@ def _read_method(tree: dict[str, Any]) -> object:
     return train.get("method", "full") if isinstance(train, dict) else "full"
 
 
-def _remove_rates(tree: dict[str, Any], overrides: list[str]) -> None:
+def _remove_recipe_rates(tree: dict[str, Any], overrides: list[str]) -> None:
     """Leave rates of a recipe to the defaults where another method takes the place of its own."""
     overridden_keys = {override.partition("=")[0] for override in overrides}
     for key in ("train.lr", "train.text_encoder_lr"):
@@ -247,25 +251,29 @@ def _suggest_key(key: str, known_keys: list[str]) -> str:
     # The leaf is what people know a setting by: it decides, the section breaks ties.
     leaf = key.rpartition(".")[2]
     ranked_keys = sorted(
-        known_keys, key=lambda k: (_similarity(leaf, k.rpartition(".")[2]), _similarity(key, k))
+        known_keys,
+        key=lambda k: (
+            _measure_text_similarity(leaf, k.rpartition(".")[2]),
+            _measure_text_similarity(key, k),
+        ),
     )
     nearest_key = ranked_keys[-1]
-    if _similarity(leaf, nearest_key.rpartition(".")[2]) >= 0.6:
+    if _measure_text_similarity(leaf, nearest_key.rpartition(".")[2]) >= 0.6:
         return f"; did you mean {nearest_key}?"
     return f"; known keys: {', '.join(known_keys)}"
 
 
-def _similarity(one: str, other: str) -> float:
+def _measure_text_similarity(one: str, other: str) -> float:
     return difflib.SequenceMatcher(a=one, b=other).ratio()
 
 
-def all_keys(schema: type[BaseModel] = Config, at: str = "") -> list[str]:
+def list_config_keys(schema: type[BaseModel] = Config, at: str = "") -> list[str]:
     """Every dotted key of the tree."""
     keys: list[str] = []
     for name, field in schema.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
-            keys += all_keys(section, f"{at}{name}.")
+            keys += list_config_keys(section, f"{at}{name}.")
         else:
             keys.append(f"{at}{name}")
     return keys

@@ -83,8 +83,12 @@ class ClusterConfig(Section):
     @property
     def workers_text(self) -> str:
         """workers as a configuration has them."""
-        workers = self.workers
-        return str(workers) if isinstance(workers, int) else f"{{{workers.min}, {workers.max}}}"
+        worker_setting = self.workers
+        return (
+            str(worker_setting)
+            if isinstance(worker_setting, int)
+            else f"{{{worker_setting.min}, {worker_setting.max}}}"
+        )
 
     @property
     def span(self) -> CountRange:
@@ -134,7 +138,7 @@ class StorageConfig(Section):
 
     @field_validator("scratch")
     @classmethod
-    def _absolute(cls, scratch: str | None) -> str | None:
+    def _check_absolute_scratch(cls, scratch: str | None) -> str | None:
         if scratch is not None and not scratch.startswith(("/", "~")):
             raise ValueError(
                 f"storage.scratch={scratch!r} must start with / or ~: it is a folder of every host"

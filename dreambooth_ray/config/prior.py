@@ -62,8 +62,8 @@ class PriorConfig(SamplingParams):
     @property
     def loss_weights(self) -> tuple[float, ...]:
         """Of the losses beside the subject's: over class images, then of the output."""
-        weights_by_kind = {"images": (self.weight,), "output": (self.output_weight,)}
-        return weights_by_kind.get(self.kind, (self.weight, self.output_weight))
+        loss_weights_by_kind = {"images": (self.weight,), "output": (self.output_weight,)}
+        return loss_weights_by_kind.get(self.kind, (self.weight, self.output_weight))
 
     @property
     def span(self) -> CountRange:
@@ -82,7 +82,7 @@ class PriorConfig(SamplingParams):
         return captions
 
     @model_validator(mode="after")
-    def _check_kept_sources(self) -> "PriorConfig":
+    def _check_preservation_sources(self) -> "PriorConfig":
         if self.kind == "both" and not self.count:
             raise ValueError(
                 "prior.kind=both keeps class images too, and prior.count=0 makes none; take "

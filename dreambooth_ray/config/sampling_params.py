@@ -24,7 +24,7 @@ MAX_STEPS = 1000
 _ALWAYS_IN_IDENTITY = ("solver", "num_inference_steps", "guidance_scale")
 
 
-def _split_pair(value: object) -> object:
+def _split_number_pair(value: object) -> object:
     """Two numbers written as text, "0.2, 0.8" or "[0.2, 0.8]": form fields have no lists."""
     return value.strip(" ()[]").split(",") if isinstance(value, str) else value
 
@@ -65,10 +65,12 @@ class SamplingParams(Section):
     guidance_rescale: Fraction = Field(
         0.0, description="0 off, to 1 (Lin et al. 2023, arXiv 2305.08891, section 3.4)"
     )
-    guidance_interval: Annotated[tuple[Fraction, Fraction], BeforeValidator(_split_pair)] = Field(
-        (0.0, 1.0),
-        description="start and end of guidance, fractions of the denoising (Kynkäänniemi et al. "
-        "2024, arXiv 2404.07724)",
+    guidance_interval: Annotated[tuple[Fraction, Fraction], BeforeValidator(_split_number_pair)] = (
+        Field(
+            (0.0, 1.0),
+            description="start and end of guidance, fractions of the denoising (Kynkäänniemi et "
+            "al. 2024, arXiv 2404.07724)",
+        )
     )
     guidance_every: StepInterval = Field(
         1, description="steps between unconditional predictions; 1 is exact"
@@ -104,16 +106,20 @@ class SamplingParams(Section):
     @property
     def sampling_params(self) -> "SamplingParams":
         """These alone, of a class that has inherited them."""
-        values = {name: getattr(self, name) for name in SamplingParams.model_fields}
-        fields_set = self.model_fields_set & values.keys()
-        return SamplingParams.model_construct(fields_set, **values)
+        param_values = {
+            param_name: getattr(self, param_name) for param_name in SamplingParams.model_fields
+        }
+        fields_set = self.model_fields_set & param_values.keys()
+        return SamplingParams.model_construct(fields_set, **param_values)
 
     @property
     def given_values(self) -> dict[str, Any]:
         """Those that somebody has set: the others are the model's own choice."""
-        given_names = self.model_fields_set & SamplingParams.model_fields.keys()
+        given_param_names = self.model_fields_set & SamplingParams.model_fields.keys()
         return {
-            name: getattr(self, name) for name in SamplingParams.model_fields if name in given_names
+            param_name: getattr(self, param_name)
+            for param_name in SamplingParams.model_fields
+            if param_name in given_param_names
         }
 
     def fill_defaults(self, defaults: Mapping[str, Any]) -> "SamplingParams":
@@ -121,16 +127,18 @@ class SamplingParams(Section):
 
         raises: ConfigError where one does not go with what is set
         """
-        values = {name: getattr(self, name) for name in SamplingParams.model_fields}
-        return build_sampling_params({**values, **defaults, **self.given_values})
+        param_values = {
+            param_name: getattr(self, param_name) for param_name in SamplingParams.model_fields
+        }
+        return build_sampling_params({**param_values, **defaults, **self.given_values})
 
     def identity_values(self) -> dict[str, Any]:
         """All values as JSON, to make a digest of; see _ALWAYS_IN_IDENTITY."""
-        values = self.model_dump(mode="json")
-        for name in SamplingParams.model_fields.keys() - set(_ALWAYS_IN_IDENTITY):
-            if getattr(self, name) == type(self).model_fields[name].default:
-                del values[name]
-        return values
+        param_values = self.model_dump(mode="json")
+        for param_name in SamplingParams.model_fields.keys() - set(_ALWAYS_IN_IDENTITY):
+            if getattr(self, param_name) == type(self).model_fields[param_name].default:
+                del param_values[param_name]
+        return param_values
 
 
 def build_sampling_params(values: dict[str, Any]) -> SamplingParams:

@@ -71,7 +71,7 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_first_subject(cls, values: Any) -> Any:
+    def _set_first_subject(cls, values: Any) -> Any:
         match values:
             case {"subjects": [first, *_]} if not values.get("subject"):
                 return {**values, "subject": first}
@@ -120,7 +120,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _images_decide_steps(self) -> "Config":
+    def _derive_steps_from_images(self) -> "Config":
         train = self.train
         if train.images is None:
             return self
@@ -202,7 +202,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_strategy_support(self) -> "Config":
+    def _check_ema_strategy(self) -> "Config":
         train = self.train
         if train.strategy == "ddp":
             return self
@@ -230,7 +230,7 @@ class Config(Section):
         )
 
     @property
-    def num_processes(self) -> int:
+    def num_ray_processes(self) -> int:
         """Training workers, prior actors and, where checkpoints are evaluated, one for that."""
         num_evaluators = 1 if self.choice.rule == "best" else 0
         return self.cluster.span.max + self.prior.span.max + num_evaluators
@@ -243,10 +243,10 @@ class Config(Section):
     @property
     def num_class_images(self) -> int:
         """Class images that are trained on: all but those kept for validation."""
-        num_held_out = (
+        num_held_out_images = (
             self.validation.class_images if self.validation.every and self.prior.num_images else 0
         )
-        return self.prior.num_images - num_held_out
+        return self.prior.num_images - num_held_out_images
 
     @property
     def all_subjects(self) -> tuple[SubjectConfig, ...]:

@@ -18,10 +18,13 @@ def expand_home(path: str) -> str:
 
 def check_placeholders(template: str, names: tuple[str, ...] = ("identifier", "class_noun")) -> str:
     """raises: ValueError for a {word} that nothing would be put in for"""
-    unknown_names = [n for n in re.findall(r"\{(\w+)\}", template) if n not in names]
-    if unknown_names:
-        known_names = ", ".join(f"{{{name}}}" for name in names)
-        raise ValueError(f"nothing is put in for {{{unknown_names[0]}}}; there are {known_names}")
+    unknown_placeholders = [n for n in re.findall(r"\{(\w+)\}", template) if n not in names]
+    if unknown_placeholders:
+        known_placeholders_text = ", ".join(f"{{{name}}}" for name in names)
+        raise ValueError(
+            f"nothing is put in for {{{unknown_placeholders[0]}}}; there are "
+            f"{known_placeholders_text}"
+        )
     return template
 
 

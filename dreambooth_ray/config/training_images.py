@@ -83,11 +83,11 @@ class TrainingImagesConfig(Section):
     @model_validator(mode="after")
     def _the_background_has_a_weight(self) -> "TrainingImagesConfig":
         if self.keeps_background and not self.mask_background:
-            weight_text = "null" if self.mask_background is None else "0"
+            background_weight_text = "null" if self.mask_background is None else "0"
             raise ValueError(
                 "train.mask_background_target=output is for what is outside of masks, and "
-                f"train.mask_background={weight_text} leaves that out; give a weight above 0, 1 "
-                "for one"
+                f"train.mask_background={background_weight_text} leaves that out; give a weight "
+                "above 0, 1 for one"
             )
         return self
 

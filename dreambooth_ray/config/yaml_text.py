@@ -32,21 +32,21 @@ def read_text_file(path: Path) -> str:
 
     raises: ConfigError naming file, line and key for another encoding; OSError
     """
-    data = path.read_bytes()
+    file_bytes = path.read_bytes()
     for byte_order_mark, encoding in _BYTE_ORDER_MARKS.items():
-        if data.startswith(byte_order_mark):
+        if file_bytes.startswith(byte_order_mark):
             raise ConfigError(f"{path} line 1 is {encoding}; save the file as UTF-8")
     try:
-        return data.decode("utf-8-sig")
+        return file_bytes.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        lines = data[: error.start].splitlines(keepends=True) or [b""]
-        line_number = len(lines) + lines[-1].endswith((b"\n", b"\r"))
-        line = data.splitlines()[line_number - 1]
+        lines_before_error = file_bytes[: error.start].splitlines(keepends=True) or [b""]
+        line_number = len(lines_before_error) + lines_before_error[-1].endswith((b"\n", b"\r"))
+        line = file_bytes.splitlines()[line_number - 1]
         key_match = _KEY_OF_LINE.match(line)
         key = f", key {key_match[1].decode()}," if key_match else ""
         raise ConfigError(
-            f"{path} line {line_number}{key} is not UTF-8 (byte 0x{data[error.start]:02x}); save "
-            "the file as UTF-8"
+            f"{path} line {line_number}{key} is not UTF-8 (byte 0x{file_bytes[error.start]:02x}); "
+            "save the file as UTF-8"
         ) from error
 
 
@@ -73,13 +73,16 @@ def parse_yaml(text: str, origin: str, annotation: Any) -> Any:
 def _explain_yaml_error(error: Exception, text: str) -> str:
     """Where a document is no YAML and why, without its text: that may be a secret."""
     if isinstance(error, ReaderError):
-        line = text.count("\n", 0, error.position) + 1
-        encoding = "; it may be UTF-16, save it as UTF-8" if "\0" in text else ""
-        return f" line {line}: the character U+{error.character:04X} can't be there{encoding}"
+        line_number = text.count("\n", 0, error.position) + 1
+        encoding_hint = "; it may be UTF-16, save it as UTF-8" if "\0" in text else ""
+        return (
+            f" line {line_number}: the character U+{error.character:04X} can't be "
+            f"there{encoding_hint}"
+        )
     problem_mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if problem_mark is None:
-        reason = getattr(error, "reason", None) or type(error).__name__
-        return f" is not valid YAML: {reason}"
+        yaml_error_reason = getattr(error, "reason", None) or type(error).__name__
+        return f" is not valid YAML: {yaml_error_reason}"
     return (
         f" line {problem_mark.line + 1}, column {problem_mark.column + 1}: is not valid YAML: "
         f"{problem}"
@@ -92,30 +95,34 @@ def parse_value(text: str, annotation: Any) -> Any:
     raises: ValueError saying what is wrong with a list or mapping
     """
     key_type = KeyType(annotation)
-    stripped = text.strip()
-    if key_type.is_optional and stripped in ("", "null"):
+    stripped_text = text.strip()
+    if key_type.is_optional and stripped_text in ("", "null"):
         return None
-    if stripped[:1] in "[{" and stripped and key_type.takes_collection(stripped[0]):
+    if stripped_text[:1] in "[{" and stripped_text and key_type.takes_collection(stripped_text[0]):
         try:
-            return parse_yaml(stripped, "it", annotation)
+            return parse_yaml(stripped_text, "it", annotation)
         except ConfigError as error:
-            if not key_type.is_text:
+            if not key_type.reads_as_text:
                 raise ValueError(str(error)) from error
-    if key_type.is_text:
+    if key_type.reads_as_text:
         return _unquote(text)
-    return key_type.read_scalar(stripped)
+    return key_type.read_scalar(stripped_text)
 
 
 def _unquote(text: str) -> str:
     """Without quotes around the whole of it, which shells do not take away inside others."""
-    stripped = text.strip()
-    if len(stripped) < 2 or stripped[0] != stripped[-1] or stripped[0] not in "'\"":
+    stripped_text = text.strip()
+    if (
+        len(stripped_text) < 2
+        or stripped_text[0] != stripped_text[-1]
+        or stripped_text[0] not in "'\""
+    ):
         return text
     try:
-        value = yaml.safe_load(stripped)
+        unquoted_value = yaml.safe_load(stripped_text)
     except yaml.YAMLError:
         return text
-    return value if isinstance(value, str) else text
+    return unquoted_value if isinstance(unquoted_value, str) else text
 
 
 def _refuse_duplicates(node: Node, origin: str, at: str, seen_nodes: set[int]) -> None:
@@ -123,60 +130,67 @@ def _refuse_duplicates(node: Node, origin: str, at: str, seen_nodes: set[int]) -
         return
     seen_nodes.add(id(node))
     if isinstance(node, SequenceNode):
-        for index, item in enumerate(node.value):
-            _refuse_duplicates(item, origin, f"{at}{index}.", seen_nodes)
+        for index, item_node in enumerate(node.value):
+            _refuse_duplicates(item_node, origin, f"{at}{index}.", seen_nodes)
     if not isinstance(node, MappingNode):
         return
     lines_by_key: dict[str, int] = {}
     for key_node, value_node in node.value:
-        key, line = str(key_node.value), key_node.start_mark.line + 1
+        key, line_number = str(key_node.value), key_node.start_mark.line + 1
         if key in lines_by_key and key != "<<":
             raise ConfigError(
-                f"{origin} line {line}: key {at}{key} is there twice, first in line "
+                f"{origin} line {line_number}: key {at}{key} is there twice, first in line "
                 f"{lines_by_key[key]}; keep one"
             )
-        lines_by_key[key] = line
+        lines_by_key[key] = line_number
         _refuse_duplicates(value_node, origin, f"{at}{key}.", seen_nodes)
 
 
 def _refuse_multiplying_aliases(node: Node, origin: str) -> None:
     """Lists of aliases of lists of aliases are a short text, and no memory holds what it says."""
-    value_counts: dict[int, int] = {}
-    num_values = _count_values(node, value_counts)
-    if num_values > max(_MOST_VALUES_SMALL, _MOST_VALUES_EACH * len(value_counts)):
+    value_counts_by_node: dict[int, int] = {}
+    num_values = _count_expanded_values(node, value_counts_by_node)
+    if num_values > max(_MOST_VALUES_SMALL, _MOST_VALUES_EACH * len(value_counts_by_node)):
         raise ConfigError(
             f"{origin}: its aliases (*name) stand for {Decimal(num_values):.1e} values in the "
-            f"place of {len(value_counts)}; write out what is meant"
+            f"place of {len(value_counts_by_node)}; write out what is meant"
         )
 
 
-def _count_values(node: Node, value_counts: dict[int, int]) -> int:
+def _count_expanded_values(node: Node, value_counts_by_node: dict[int, int]) -> int:
     """Values in a node, what aliases stand for counted each time.
 
     value_counts: of nodes seen before
     """
-    if id(node) not in value_counts:
-        children = () if isinstance(node, ScalarNode) else node.value
+    if id(node) not in value_counts_by_node:
+        child_entries = () if isinstance(node, ScalarNode) else node.value
         child_nodes = [
-            part for item in children for part in (item if isinstance(item, tuple) else [item])
+            part for item in child_entries for part in (item if isinstance(item, tuple) else [item])
         ]
-        value_counts[id(node)] = 1 + sum(
-            _count_values(value, value_counts) for value in child_nodes
+        value_counts_by_node[id(node)] = 1 + sum(
+            _count_expanded_values(value, value_counts_by_node) for value in child_nodes
         )
-    return value_counts[id(node)]
+    return value_counts_by_node[id(node)]
 
 
 def _read_node(node: Node, key_type: KeyType) -> Any:
     if isinstance(node, ScalarNode):
-        is_plain = node.style is None
-        if is_plain and node.tag == _NULL_TAG and (key_type.is_optional or not key_type.is_text):
+        is_unquoted = node.style is None
+        if (
+            is_unquoted
+            and node.tag == _NULL_TAG
+            and (key_type.is_optional or not key_type.reads_as_text)
+        ):
             return None
-        if key_type.is_text:
+        if key_type.reads_as_text:
             return node.value
-        if is_plain and key_type.is_number:
+        if is_unquoted and key_type.reads_as_number:
             return key_type.read_scalar(node.value)
     elif isinstance(node, SequenceNode) and key_type.takes_collection("["):
-        return [_read_node(item, key_type.item(index)) for index, item in enumerate(node.value)]
+        return [
+            _read_node(item_node, key_type.item(index))
+            for index, item_node in enumerate(node.value)
+        ]
     elif isinstance(node, MappingNode) and key_type.takes_collection("{"):
         yaml.SafeLoader("").flatten_mapping(node)
         return {

@@ -39,8 +39,8 @@ def read_answers(folder: Path) -> dict[str, CaptionAnswer]:
     """
     path = folder / ANSWERS
     try:
-        rows = json.loads(path.read_bytes())
-        return {str(name): CaptionAnswer(**row) for name, row in rows.items()}
+        answers_by_name = json.loads(path.read_bytes())
+        return {str(name): CaptionAnswer(**row) for name, row in answers_by_name.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
@@ -51,6 +51,6 @@ def read_answers(folder: Path) -> dict[str, CaptionAnswer]:
 
 def write_answers(folder: Path, answers: dict[str, CaptionAnswer]) -> None:
     """Remember answers in place of those before."""
-    rows = {name: asdict(answer) for name, answer in sorted(answers.items())}
-    with replace_file(folder / ANSWERS) as partial:
-        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    answers_by_name = {name: asdict(answer) for name, answer in sorted(answers.items())}
+    with replace_file(folder / ANSWERS) as partial_path:
+        partial_path.write_text(json.dumps(answers_by_name, indent=1) + "\n", encoding="utf-8")

@@ -23,15 +23,15 @@ class CaptionFolder:
         self.tables = [path for path in files if path.name.lower() in FOLDER_CAPTIONS]
         self._rows: dict[str, list[CaptionRow]] | None = None
 
-    def find_files(self, photograph: Path) -> list[Path]:
+    def find_caption_files(self, photograph: Path) -> list[Path]:
         """The caption files of a photograph alone.
 
         `photo.txt` or `photo.caption` for `photo.jpg`, also `photo.jpg.txt`; letters' case and how
         a file system composes accents do not matter where no name is just the same.
         """
-        names = (photograph.stem, photograph.name)
-        return [path for path in self.files if path.stem in names] or [
-            path for path in self.files if _fold(path.stem) in map(_fold, names)
+        stem_and_name = (photograph.stem, photograph.name)
+        return [path for path in self.files if path.stem in stem_and_name] or [
+            path for path in self.files if _fold(path.stem) in map(_fold, stem_and_name)
         ]
 
     def find_caption(self, photograph: Path) -> Caption | None:
@@ -39,24 +39,30 @@ class CaptionFolder:
 
         raises: DataError where it is no text, or where two captions say different things
         """
-        captions = [(path.name, read_caption(path)) for path in self.find_files(photograph)]
-        captions += [
+        captions_with_source = [
+            (path.name, read_caption(path)) for path in self.find_caption_files(photograph)
+        ]
+        captions_with_source += [
             (f"{row.caption.path.name} line {row.line}", row.caption)
             for row in self._find_rows(photograph)
         ]
-        differing = [name for name, caption in captions if caption.text != captions[0][1].text]
-        if differing:
+        differing_sources = [
+            name
+            for name, caption in captions_with_source
+            if caption.text != captions_with_source[0][1].text
+        ]
+        if differing_sources:
             raise DataError(
-                f"{photograph} has two captions that differ, {captions[0][0]} and "
-                f"{differing[0]}; remove one"
+                f"{photograph} has two captions that differ, {captions_with_source[0][0]} and "
+                f"{differing_sources[0]}; remove one"
             )
-        return captions[0][1] if captions else None
+        return captions_with_source[0][1] if captions_with_source else None
 
     def is_in_table(self, photograph: Path) -> bool:
         """Whether a line of a file for the whole folder is about a photograph."""
         return bool(self._find_rows(photograph))
 
-    def find_unused(self, photographs: list[Path]) -> list[str]:
+    def find_unused_caption_files(self, photographs: list[Path]) -> list[str]:
         """Caption files that belong to no photograph, and tables of captions that are not read."""
         photograph_names = {_fold(name) for path in photographs for name in (path.stem, path.name)}
         orphan_captions = [
@@ -73,14 +79,14 @@ class CaptionFolder:
 
     def _find_rows(self, photograph: Path) -> list[CaptionRow]:
         if self._rows is None:
-            rows: dict[str, list[CaptionRow]] = {}
+            rows_by_name: dict[str, list[CaptionRow]] = {}
             for path in self.tables:
                 for row in read_caption_rows(path):
-                    rows.setdefault(_fold(row.name), []).append(row)
-            self._rows = rows
-        names = list(dict.fromkeys((photograph.name, photograph.stem)))
-        found_rows = [row for name in names for row in self._rows.get(_fold(name), [])]
-        return [row for row in found_rows if row.name in names] or found_rows
+                    rows_by_name.setdefault(_fold(row.name), []).append(row)
+            self._rows = rows_by_name
+        name_and_stem = list(dict.fromkeys((photograph.name, photograph.stem)))
+        found_rows = [row for name in name_and_stem for row in self._rows.get(_fold(name), [])]
+        return [row for row in found_rows if row.name in name_and_stem] or found_rows
 
 
 def find_captions(photographs: list[Path]) -> dict[Path, Caption]:
@@ -90,9 +96,9 @@ def find_captions(photographs: list[Path]) -> dict[Path, Caption]:
     """
     if not photographs:
         return {}
-    folder = CaptionFolder(photographs[0].parent)
-    captions = ((path, folder.find_caption(path)) for path in photographs)
-    return {path: caption for path, caption in captions if caption is not None}
+    caption_folder = CaptionFolder(photographs[0].parent)
+    paths_with_caption = ((path, caption_folder.find_caption(path)) for path in photographs)
+    return {path: caption for path, caption in paths_with_caption if caption is not None}
 
 
 def _fold(name: str) -> str:

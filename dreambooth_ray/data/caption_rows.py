@@ -39,9 +39,9 @@ def read_caption_rows(path: Path) -> list[CaptionRow]:
 
     raises: DataError naming the line that can't be read
     """
-    data = read_bytes(path, MAX_FILE_BYTES, "keep the lines of these photographs alone")
-    text, is_latin = decode_text(data, path)
-    return list(_parse_rows(text, path, is_latin))
+    table_bytes = read_bytes(path, MAX_FILE_BYTES, "keep the lines of these photographs alone")
+    table_text, is_latin = decode_text(table_bytes, path)
+    return list(_parse_rows(table_text, path, is_latin))
 
 
 def _parse_rows(text: str, path: Path, is_latin: bool) -> Iterator[CaptionRow]:
@@ -58,24 +58,28 @@ def _parse_rows(text: str, path: Path, is_latin: bool) -> Iterator[CaptionRow]:
                 f"{path}, line {line_number} is no object; write "
                 '{"file_name": "a.jpg", "text": "..."}'
             )
-        name = _find_value(row, _NAME_KEYS, path, line_number)
-        caption_value = _find_value(row, _TEXT_KEYS, path, line_number)
+        photograph_name = _find_first_value(row, _NAME_KEYS, path, line_number)
+        caption_value = _find_first_value(row, _TEXT_KEYS, path, line_number)
         if isinstance(caption_value, list) and all(isinstance(tag, str) for tag in caption_value):
             caption_value = ", ".join(caption_value)
-        if not isinstance(name, str) or not isinstance(caption_value, str | None):
+        if not isinstance(photograph_name, str) or not isinstance(caption_value, str | None):
             raise DataError(f"{path}, line {line_number}: file name and caption have to be text")
         caption = join_lines(caption_value or "")
-        check_characters(name + caption, f"{path}, line {line_number}")
+        check_characters(photograph_name + caption, f"{path}, line {line_number}")
         if len(caption.encode()) > MAX_CAPTION_BYTES:
             raise DataError(
                 f"{path}, line {line_number}: a caption has {MAX_CAPTION_BYTES:,} bytes at most; "
                 "shorten it"
             )
         # Names of Windows too; it takes both kinds of slashes.
-        yield CaptionRow(PureWindowsPath(name).name, Caption(caption, path, is_latin), line_number)
+        yield CaptionRow(
+            PureWindowsPath(photograph_name).name, Caption(caption, path, is_latin), line_number
+        )
 
 
-def _find_value(row: dict[str, Any], keys: tuple[str, ...], path: Path, line_number: int) -> Any:
+def _find_first_value(
+    row: dict[str, Any], keys: tuple[str, ...], path: Path, line_number: int
+) -> Any:
     for key in keys:
         if key in row:
             return row[key]

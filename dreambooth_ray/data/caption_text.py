@@ -31,8 +31,8 @@ def read_caption(path: Path) -> Caption:
 
     raises: DataError if it is too long, or no text
     """
-    data = read_bytes(path, MAX_CAPTION_BYTES, "shorten or remove it")
-    text, is_latin = decode_text(data, path)
+    caption_bytes = read_bytes(path, MAX_CAPTION_BYTES, "shorten or remove it")
+    text, is_latin = decode_text(caption_bytes, path)
     return Caption(join_lines(text), path, is_latin)
 
 
@@ -42,9 +42,9 @@ def read_bytes(path: Path, max_bytes: int, remedy: str) -> bytes:
     raises: DataError for that, or if it can't be read
     """
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise DataError(f"{path} has {size:,} bytes, above {max_bytes:,}; {remedy}")
+        num_file_bytes = path.stat().st_size
+        if num_file_bytes > max_bytes:
+            raise DataError(f"{path} has {num_file_bytes:,} bytes, above {max_bytes:,}; {remedy}")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} can't be read ({error}); mend or remove it") from error
@@ -93,8 +93,8 @@ def _decode_latin(data: bytes) -> str | None:
         text = data.decode("cp1252")
     except UnicodeDecodeError:
         return None
-    num_foreign = sum(not character.isascii() for character in text)
-    return text if num_foreign <= _MAX_LATIN_SHARE * len(text) else None
+    num_non_ascii = sum(not character.isascii() for character in text)
+    return text if num_non_ascii <= _MAX_LATIN_SHARE * len(text) else None
 
 
 def _is_control(character: str) -> bool:

@@ -3,18 +3,18 @@
 import re
 
 
-def has_word(caption: str, word: str) -> bool:
+def caption_has_word(caption: str, word: str) -> bool:
     """Whether a word stands alone somewhere in a caption, in whatever case."""
     return re.search(_standalone_pattern(word), caption, flags=re.IGNORECASE) is not None
 
 
-def put_before(caption: str, word: str, noun: str) -> str:
+def insert_word_before_noun(caption: str, word: str, noun: str) -> str:
     """A caption with a word before the first place where a noun stands alone; as it is without."""
     pattern = re.compile(_standalone_pattern(noun), flags=re.IGNORECASE)
     return pattern.sub(lambda match: f"{word} {match.group()}", caption, count=1)
 
 
-def strip_word(caption: str, word: str) -> str:
+def remove_word(caption: str, word: str) -> str:
     """A caption with a word taken out wherever it stands alone, in whatever case.
 
     "a photo of a sks dog, in snow" is "a photo of a dog, in snow" without sks.
@@ -24,8 +24,8 @@ def strip_word(caption: str, word: str) -> str:
 
 def close_gaps(caption: str) -> str:
     """A caption without the spaces and commas that stood around something taken out."""
-    spaced_text = " ".join(caption.split())
-    return re.sub(r"\s*([,.;:!?])(\s*,)*", r"\1", spaced_text).strip(" ,")
+    single_spaced_text = " ".join(caption.split())
+    return re.sub(r"\s*([,.;:!?])(\s*,)*", r"\1", single_spaced_text).strip(" ,")
 
 
 def _standalone_pattern(word: str) -> str:

@@ -15,7 +15,7 @@ def list_class_shapes(config: Config, photographs: Iterable[Photograph]) -> tupl
     raises: ConfigError if there would be too few class images of each for a step
     """
     shapes = tuple(
-        sorted({view.shape for photograph in photographs for view in photograph.all_resolutions})
+        sorted({view.shape for photograph in photographs for view in photograph.at_all_resolutions})
     )
     side_px = config.train.side_px
     if shapes == ((side_px, side_px),):
@@ -23,11 +23,12 @@ def list_class_shapes(config: Config, photographs: Iterable[Photograph]) -> tupl
     prior_count, batch_size = config.prior.num_images, config.train.batch_size
     min_images_per_shape = config.num_class_images // len(shapes)
     if prior_count and min_images_per_shape < batch_size:
-        num_held_out = prior_count - config.num_class_images
+        num_validation_class_images = prior_count - config.num_class_images
         raise ConfigError(
             f"prior.count={prior_count} makes "
             f"{describe_count(min_images_per_shape, 'class image')} in each of the "
             f"photographs' {len(shapes)} shapes, and a step may need train.batch_size={batch_size} "
-            f"of one; set prior.count={num_held_out + batch_size * len(shapes)} or more"
+            f"of one; set prior.count={num_validation_class_images + batch_size * len(shapes)} or "
+            "more"
         )
     return shapes

@@ -23,12 +23,12 @@ def convert_to_srgb(image: Image.Image) -> Image.Image:
     has_alpha = image.mode in ("RGBA", "LA")
     color_mode = {"RGBA": "RGB", "LA": "L"}.get(image.mode, image.mode)
     try:
-        transform = _build_transform(profile_bytes, color_mode)
+        srgb_transform = _build_srgb_transform(profile_bytes, color_mode)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image
-    if transform is None:
+    if srgb_transform is None:
         return image
-    converted = ImageCms.applyTransform(image.convert(color_mode), transform)
+    converted = ImageCms.applyTransform(image.convert(color_mode), srgb_transform)
     if converted is None:
         return image
     if has_alpha:
@@ -38,11 +38,11 @@ def convert_to_srgb(image: Image.Image) -> Image.Image:
 
 
 @cache
-def _build_transform(profile_bytes: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+def _build_srgb_transform(profile_bytes: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """From a profile to sRGB; None where that changes nothing that can be seen."""
-    profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
-    transform = ImageCms.buildTransform(
-        profile,
+    icc_profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
+    srgb_transform = ImageCms.buildTransform(
+        icc_profile,
         ImageCms.createProfile("sRGB"),
         mode,
         "RGB",
@@ -50,14 +50,14 @@ def _build_transform(profile_bytes: bytes, mode: str) -> ImageCms.ImageCmsTransf
         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
     if mode != "RGB":
-        return transform
-    probe = Image.new("RGB", (len(_LEVELS) ** 2, len(_LEVELS)))
-    probe.putdata([(r, g, b) for b in _LEVELS for g in _LEVELS for r in _LEVELS])
-    converted = ImageCms.applyTransform(probe, transform)
+        return srgb_transform
+    probe_image = Image.new("RGB", (len(_LEVELS) ** 2, len(_LEVELS)))
+    probe_image.putdata([(r, g, b) for b in _LEVELS for g in _LEVELS for r in _LEVELS])
+    converted = ImageCms.applyTransform(probe_image, srgb_transform)
     if converted is None:
-        return transform
-    channel_pairs = zip(probe.tobytes(), converted.tobytes(), strict=True)
-    return transform if max(abs(a - b) for a, b in channel_pairs) > _SAME else None
+        return srgb_transform
+    channel_value_pairs = zip(probe_image.tobytes(), converted.tobytes(), strict=True)
+    return srgb_transform if max(abs(a - b) for a, b in channel_value_pairs) > _SAME else None
 
 
 def reduce_to_eight_bits(image: Image.Image) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from PIL import Image, ImageDraw
 
-from dreambooth_ray.data.masks import darken_outside
+from dreambooth_ray.data.masks import darken_outside_mask
 from dreambooth_ray.data.photographs import read_photograph
 from dreambooth_ray.data.subject import Photograph
 
@@ -18,26 +18,37 @@ def draw_crops(photographs: list[Photograph], *, is_squeezed: bool) -> list[Imag
     return [
         _draw_cell(view, is_squeezed)
         for photograph in photographs
-        for view in photograph.all_resolutions
+        for view in photograph.at_all_resolutions
     ]
 
 
 def _draw_cell(view: Photograph, is_squeezed: bool) -> Image.Image:
-    original = read_photograph(view.path)
-    width, height = original.size
-    seen_box = (0, 0, width, height) if is_squeezed else view.seen_box
-    seen_share = (seen_box[2] - seen_box[0]) * (seen_box[3] - seen_box[1]) / (width * height)
-    ImageDraw.Draw(original).rectangle(
-        (seen_box[0], seen_box[1], seen_box[2] - 1, seen_box[3] - 1),
+    whole_photograph = read_photograph(view.path)
+    width, height = whole_photograph.size
+    training_crop_box = (0, 0, width, height) if is_squeezed else view.crop_box
+    training_crop_share = (
+        (training_crop_box[2] - training_crop_box[0])
+        * (training_crop_box[3] - training_crop_box[1])
+        / (width * height)
+    )
+    ImageDraw.Draw(whole_photograph).rectangle(
+        (
+            training_crop_box[0],
+            training_crop_box[1],
+            training_crop_box[2] - 1,
+            training_crop_box[3] - 1,
+        ),
         outline=(255, 0, 0),
         width=max(2, width // 80),
     )
     sheet_cell = Image.new("RGB", (2 * _SIDE_PX + _GAP_PX, _SIDE_PX + _TEXT_PX), (255, 255, 255))
-    for column, image in enumerate((original, _darken_background(view))):
+    for column_index, image in enumerate((whole_photograph, _darken_background(view))):
         thumbnail = image.copy()
         thumbnail.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
-        sheet_cell.paste(thumbnail, (column * (_SIDE_PX + _GAP_PX), _TEXT_PX))
-    cell_caption = f"{view.path.name} {width}x{height} -> {view.shape.text}, {seen_share:.0%} seen"
+        sheet_cell.paste(thumbnail, (column_index * (_SIDE_PX + _GAP_PX), _TEXT_PX))
+    cell_caption = (
+        f"{view.path.name} {width}x{height} -> {view.shape.text}, {training_crop_share:.0%} seen"
+    )
     ImageDraw.Draw(sheet_cell).text((2, 2), cell_caption, fill=(0, 0, 0))
     return sheet_cell
 
@@ -46,4 +57,4 @@ def _darken_background(view: Photograph) -> Image.Image:
     """What training gets; where it has a mask, dark outside it."""
     if view.mask is None:
         return view.image
-    return darken_outside(view.image, view.mask)
+    return darken_outside_mask(view.image, view.mask)

@@ -2,7 +2,7 @@
 
 A bucket is a shape of about a square's area, and of an aspect near the photographs' own: Novel AI
 2022, "NovelAI improvements on Stable Diffusion". No photograph is left out for being alone in its
-bucket: see `sampler.group_by_shape`.
+bucket: see `sampler.group_rows_by_shape`.
 """
 
 import math
@@ -43,7 +43,7 @@ class ImageCut(NamedTuple):
 
 
 @cache
-def list_shapes(side_px: int, step_px: int, max_aspect: float) -> tuple[ImageShape, ...]:
+def list_bucket_shapes(side_px: int, step_px: int, max_aspect: float) -> tuple[ImageShape, ...]:
     """All shapes of sides that are multiples of a step, no larger than a square: for each width
     the highest, and the same ones upright and lying; the square is one of them.
 
@@ -57,11 +57,22 @@ def list_shapes(side_px: int, step_px: int, max_aspect: float) -> tuple[ImageSha
     return tuple(sorted(shapes))
 
 
-def _advise_step(side_px: int, max_aspect: float) -> str:
+def _advise_bucket_step(side_px: int, max_aspect: float) -> str:
     """The largest step that leaves more than the square, in words; "set " if none does."""
-    step_candidates = (step for step in range(side_px // 2, 7, -1) if side_px % step == 0)
-    step = next((s for s in step_candidates if len(list_shapes(side_px, s, max_aspect)) > 1), None)
-    return "raise that aspect, or set " if step is None else f"take {step} as step, or "
+    bucket_step_candidates = (
+        bucket_step_px
+        for bucket_step_px in range(side_px // 2, 7, -1)
+        if side_px % bucket_step_px == 0
+    )
+    bucket_step_px = next(
+        (s for s in bucket_step_candidates if len(list_bucket_shapes(side_px, s, max_aspect)) > 1),
+        None,
+    )
+    return (
+        "raise that aspect, or set "
+        if bucket_step_px is None
+        else f"take {bucket_step_px} as step, or "
+    )
 
 
 @dataclass(frozen=True)
@@ -90,12 +101,13 @@ class ShapeRule:
     def _choose_bucket(self, side_px: int, size_px: tuple[int, int], name: str) -> ImageShape:
         """The one of the nearest aspect; of two as near, the larger."""
         train = self.train
-        shapes = list_shapes(side_px, train.bucket_step_px, train.bucket_max_aspect)
+        shapes = list_bucket_shapes(side_px, train.bucket_step_px, train.bucket_max_aspect)
         if len(shapes) == 1:
             raise ConfigError(
                 f"train.bucket_step_px={train.bucket_step_px} with train.bucket_max_aspect="
                 f"{train.bucket_max_aspect:g} leaves no bucket but the square at train.resolution="
-                f"{side_px}; {_advise_step(side_px, train.bucket_max_aspect)}train.buckets=false"
+                f"{side_px}; "
+                f"{_advise_bucket_step(side_px, train.bucket_max_aspect)}train.buckets=false"
             )
         width, height = size_px
         shape = min(
@@ -106,19 +118,21 @@ class ShapeRule:
                 s.width,
             ),
         )
-        scales = shape.width / width, shape.height / height
-        kept_share = min(scales) / max(scales)
+        side_scales = shape.width / width, shape.height / height
+        kept_share = min(side_scales) / max(side_scales)
         if kept_share < _MIN_KEPT:
-            loss_phrase = "squeeze a side of it to" if train.crop == "none" else "show no more than"
+            cropping_phrase = (
+                "squeeze a side of it to" if train.crop == "none" else "show no more than"
+            )
             raise DataError(
                 f"{name} is {width}x{height} px, and the nearest bucket, {shape.text}, would "
-                f"{loss_phrase} {kept_share:.0%} of it; crop or remove it, or raise "
+                f"{cropping_phrase} {kept_share:.0%} of it; crop or remove it, or raise "
                 f"train.bucket_max_aspect={train.bucket_max_aspect:g}"
             )
-        if max(scales) > _MAX_ENLARGED:
+        if max(side_scales) > _MAX_ENLARGED:
             raise DataError(
-                f"{name} is {width}x{height} px and would be enlarged {max(scales):.1f} times to "
-                f"fill its bucket of {shape.text}; use a larger one, or lower "
+                f"{name} is {width}x{height} px and would be enlarged {max(side_scales):.1f} times "
+                f"to fill its bucket of {shape.text}; use a larger one, or lower "
                 f"train.resolution={side_px}"
             )
         return shape
@@ -130,7 +144,7 @@ class ShapeRule:
         if self.train.crop == "none":
             seen_mask = mask.resize(shape, Image.Resampling.BOX) if mask else None
             return ImageCut(image.resize(shape, Image.Resampling.LANCZOS), 0, 0, seen_mask)
-        center_x, center_y = crop_position = self._find_position(image, shape, mask)
+        center_x, center_y = crop_position = self._find_crop_position(image, shape, mask)
         seen_mask = (
             ImageOps.fit(mask, shape, Image.Resampling.BOX, centering=crop_position)
             if mask
@@ -139,20 +153,20 @@ class ShapeRule:
         cropped_image = ImageOps.fit(
             image, shape, Image.Resampling.LANCZOS, centering=(center_x, center_y)
         )
-        scale = max(shape.width / image.width, shape.height / image.height)
-        left_px = round((scale * image.width - shape.width) * center_x)
-        top_px = round((scale * image.height - shape.height) * center_y)
+        resize_scale = max(shape.width / image.width, shape.height / image.height)
+        left_px = round((resize_scale * image.width - shape.width) * center_x)
+        top_px = round((resize_scale * image.height - shape.height) * center_y)
         return ImageCut(cropped_image, left_px, top_px, seen_mask)
 
-    def _find_position(
+    def _find_crop_position(
         self, image: Image.Image, shape: ImageShape, mask: Image.Image | None
     ) -> tuple[float, float]:
         """Of the cut, across and down: from 0, at the left and top, to 1. A mask says where."""
         if self.train.crop == "center":
             return 0.5, 0.5
-        scale = max(shape.width / image.width, shape.height / image.height)
+        resize_scale = max(shape.width / image.width, shape.height / image.height)
         saliency = np.asarray(mask) if mask else compute_saliency(image)
         return (
-            find_salient_window(saliency.sum(axis=0), shape.width / (scale * image.width)),
-            find_salient_window(saliency.sum(axis=1), shape.height / (scale * image.height)),
+            find_salient_window(saliency.sum(axis=0), shape.width / (resize_scale * image.width)),
+            find_salient_window(saliency.sum(axis=1), shape.height / (resize_scale * image.height)),
         )

@@ -30,9 +30,15 @@ def is_mask(path: Path) -> bool:
 def find_mask(photograph: Path) -> Path | None:
     """The file `photo.mask.png` beside `photo.jpg`; letters' case matters only among several."""
     # Not asked for by its name: that may be longer than a file's can be.
-    name = f"{photograph.stem}{MASK_SUFFIX}"
-    paths = [p for p in photograph.parent.iterdir() if p.name.casefold() == name.casefold()]
-    return min((p for p in paths if p.is_file()), key=lambda p: (p.name != name, p), default=None)
+    mask_file_name = f"{photograph.stem}{MASK_SUFFIX}"
+    mask_paths = [
+        p for p in photograph.parent.iterdir() if p.name.casefold() == mask_file_name.casefold()
+    ]
+    return min(
+        (p for p in mask_paths if p.is_file()),
+        key=lambda p: (p.name != mask_file_name, p),
+        default=None,
+    )
 
 
 def read_mask(photograph: Path, size_px: tuple[int, int]) -> Image.Image | None:
@@ -42,7 +48,7 @@ def read_mask(photograph: Path, size_px: tuple[int, int]) -> Image.Image | None:
     raises: DataError naming the file of a mask of another size, an empty or an inverted one
     """
     path = find_mask(photograph)
-    mask = _read_file(path) if path else _read_transparency(photograph)
+    mask = _read_mask_file(path) if path else _read_transparency(photograph)
     if mask is None:
         return None
     mask_name = str(path or f"the transparency of {photograph}")
@@ -57,31 +63,33 @@ def read_mask(photograph: Path, size_px: tuple[int, int]) -> Image.Image | None:
 
 def check_mask(mask: Image.Image, name: str) -> None:
     """raises: DataError for a mask without subject, or one that shows what is around it"""
-    is_subject = np.asarray(mask) >= _IS_SUBJECT
-    if not is_subject.any():
+    subject_pixels = np.asarray(mask) >= _IS_SUBJECT
+    if not subject_pixels.any():
         raise DataError(
             f"{name} is empty: nothing in it is white; paint the subject white, or remove the mask"
         )
-    height, width = is_subject.shape
+    height, width = subject_pixels.shape
     edge_width_px = max(1, round(_EDGE_SHARE * min(height, width)))
-    inner_area = is_subject[edge_width_px:-edge_width_px, edge_width_px:-edge_width_px]
-    num_edge_pixels = is_subject.size - inner_area.size
-    edge_share = (is_subject.sum() - inner_area.sum()) / num_edge_pixels
-    middle_area = is_subject[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    if edge_share > _INVERTED_EDGE and middle_area.mean() < _INVERTED_MIDDLE:
+    inner_area = subject_pixels[edge_width_px:-edge_width_px, edge_width_px:-edge_width_px]
+    num_edge_pixels = subject_pixels.size - inner_area.size
+    white_edge_share = (subject_pixels.sum() - inner_area.sum()) / num_edge_pixels
+    middle_area = subject_pixels[
+        height // 4 : height - height // 4, width // 4 : width - width // 4
+    ]
+    if white_edge_share > _INVERTED_EDGE and middle_area.mean() < _INVERTED_MIDDLE:
         raise DataError(
-            f"{name} looks inverted: {edge_share:.0%} of its edge is white and "
+            f"{name} looks inverted: {white_edge_share:.0%} of its edge is white and "
             f"{middle_area.mean():.0%} "
             "of its middle; the subject is to be white and what is around it black"
         )
 
 
-def darken_outside(image: Image.Image, mask: Image.Image) -> Image.Image:
+def darken_outside_mask(image: Image.Image, mask: Image.Image) -> Image.Image:
     """For people: an image, dark outside a mask of its size."""
     return Image.composite(image, image.point(lambda value: value // 4), mask)
 
 
-def _read_file(path: Path) -> Image.Image:
+def _read_mask_file(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             return reduce_to_eight_bits(ImageOps.exif_transpose(image)).convert("L")
@@ -94,6 +102,6 @@ def _read_transparency(photograph: Path) -> Image.Image | None:
     with warnings.catch_warnings(action="ignore"), Image.open(photograph) as image:
         if not image.has_transparency_data:
             return None
-        alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
-    lowest_alpha, _ = alpha.getextrema()
-    return None if lowest_alpha == 255 else alpha
+        alpha_channel = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+    lowest_opacity, _ = alpha_channel.getextrema()
+    return None if lowest_opacity == 255 else alpha_channel

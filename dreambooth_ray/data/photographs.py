@@ -97,24 +97,27 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
         raise DataError(
             f"{key}={str(folder)!r} is not a folder; give one with 1 to {max_count} photographs"
         )
-    paths = _list_photographs(folder)
-    if not paths:
+    photograph_paths = _list_photographs(folder)
+    if not photograph_paths:
         files = list_files(folder)
-        content_text = f"its {len(files)} files have other endings" if files else "it is empty"
+        folder_content_text = (
+            f"its {len(files)} files have other endings" if files else "it is empty"
+        )
         if len(files) == 1:
-            content_text = "its 1 file has another ending"
+            folder_content_text = "its 1 file has another ending"
         if any(map(is_mask, files)):
-            content_text = "masks alone"
+            folder_content_text = "masks alone"
         unread_text = describe_unread(folder)
         raise DataError(
-            f"{key}={str(folder)!r} holds no photograph ({unread_text or content_text}); put 1 to "
+            f"{key}={str(folder)!r} holds no photograph ({unread_text or folder_content_text}); "
+            "put 1 to "
             f"{max_count} files ending in {', '.join(SUFFIXES)} there, or give the folder with them"
         )
-    if len(paths) > max_count:
+    if len(photograph_paths) > max_count:
         raise DataError(
-            f"{key}={str(folder)!r} holds {len(paths)} photographs; at most {max_count}"
+            f"{key}={str(folder)!r} holds {len(photograph_paths)} photographs; at most {max_count}"
         )
-    return paths
+    return photograph_paths
 
 
 def is_in_photograph_folder(folder: Path | str, path: Path) -> bool:
@@ -127,16 +130,19 @@ def describe_unread(folder: Path) -> str:
 
     Files in formats that are not read, and folders that hold photographs.
     """
-    read_paths = set(_list_photographs(folder))
+    photograph_paths = set(_list_photographs(folder))
     unread_names = [
         p.name
         for p in list_files(folder)
-        if p not in read_paths and not is_mask(p) and _looks_like_photograph(p)
+        if p not in photograph_paths and not is_mask(p) and _looks_like_photograph(p)
     ]
-    for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
-        if count := len(_list_photographs(subfolder)):
+    for photograph_subfolder in sorted(
+        p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."
+    ):
+        if num_photographs := len(_list_photographs(photograph_subfolder)):
             unread_names.append(
-                f"the folder {subfolder.name}/ with {describe_count(count, 'photograph')}"
+                f"the folder {photograph_subfolder.name}/ with "
+                f"{describe_count(num_photographs, 'photograph')}"
             )
     unread_names += [
         f"{p.name}, a link to what is not there"

@@ -53,12 +53,14 @@ class PriorImageRecord:
         )  # fmt: skip
 
 
-def read_records(store: Store, number: int) -> list[PriorImageRecord]:
+def read_chunk_records(store: Store, number: int) -> list[PriorImageRecord]:
     """Records of a committed chunk; raises CheckpointError if it is not, or damaged."""
-    rows = manifest.read_artifact_metadata(store, paths.prior_chunk(number))["records"]
-    if not isinstance(rows, list):
-        raise CheckpointError(f"{store.uri}/{paths.prior_chunk(number)} has no records")
-    return [PriorImageRecord.from_json(row) for row in rows]
+    record_rows = manifest.read_artifact_metadata(store, paths.prior_chunk_artifact(number))[
+        "records"
+    ]
+    if not isinstance(record_rows, list):
+        raise CheckpointError(f"{store.uri}/{paths.prior_chunk_artifact(number)} has no records")
+    return [PriorImageRecord.from_json(row) for row in record_rows]
 
 
 class PriorSelection:
@@ -83,9 +85,9 @@ class PriorSelection:
                 fingerprint_distance(record.fingerprint, other.fingerprint) <= NEAR_BITS
                 for other in self.accepted
             )
-            is_accepted = self._accept_all or not (record.blank or is_duplicate)
-            (self.accepted if is_accepted else self.rejected).append(record)
-            if is_accepted:
+            is_image_accepted = self._accept_all or not (record.blank or is_duplicate)
+            (self.accepted if is_image_accepted else self.rejected).append(record)
+            if is_image_accepted:
                 shape_records.append(record)
         self.num_chunks += 1
 
@@ -95,7 +97,7 @@ class PriorSelection:
         shape_records = self._by_shape[shape_index]
         return shape_records[index_in_shape] if index_in_shape < len(shape_records) else None
 
-    def count_lacking(self, count: int) -> list[int]:
+    def count_missing_images(self, count: int) -> list[int]:
         """How many of the first `count` positions have no image yet, by shape."""
         num_shapes = len(self._by_shape)
         return [
@@ -139,35 +141,37 @@ class PriorSet:
 
         raises: DreamBoothError if it will not come
         """
-        record = self._load_record(position)
+        record = self._load_image_record(position)
         chunk_number = record.index // self._chunk_size
         if chunk_number not in self._posteriors:
             if len(self._posteriors) >= _CACHED_CHUNKS:
                 self._posteriors.pop(next(iter(self._posteriors)))
-            posterior_bytes = manifest.read_file(
-                self._store, paths.prior_chunk(chunk_number), POSTERIOR
+            posterior_bytes = manifest.read_artifact_file(
+                self._store, paths.prior_chunk_artifact(chunk_number), POSTERIOR
             )
             self._posteriors[chunk_number] = load_tensors(posterior_bytes)["posterior"]
         return self._posteriors[chunk_number][record.index % self._chunk_size]
 
     def caption_index(self, position: int) -> int:
         """Index into `captions` of the prompt that the image was generated from."""
-        return self._load_record(position).caption_index
+        return self._load_image_record(position).caption_index
 
-    def _load_record(self, position: int) -> PriorImageRecord:
+    def _load_image_record(self, position: int) -> PriorImageRecord:
         while (record := self._selection.find(position)) is None:
             self._wait_for_chunk(self._selection.num_chunks)
-            self._selection.extend(read_records(self._store, self._selection.num_chunks))
+            self._selection.extend(read_chunk_records(self._store, self._selection.num_chunks))
         return record
 
     def _wait_for_chunk(self, chunk_number: int) -> None:
-        pause_s = self._poll_s
-        while not self._store.exists(f"{paths.prior_chunk(chunk_number)}.json"):
-            failure_reason = self._failure()
-            if failure_reason is not None:
+        poll_pause_s = self._poll_s
+        while not self._store.exists(f"{paths.prior_chunk_artifact(chunk_number)}.json"):
+            generation_failure = self._failure()
+            if generation_failure is not None:
                 raise DreamBoothError(
-                    f"no more class images come to {self._store.uri}: {failure_reason}"
+                    f"no more class images come to {self._store.uri}: {generation_failure}"
                 )
-            time.sleep(pause_s)
+            time.sleep(poll_pause_s)
             # A look into an object store is charged for.
-            pause_s = pause_s if self._store.is_local else min(1.5 * pause_s, _LONGEST_PAUSE_S)
+            poll_pause_s = (
+                poll_pause_s if self._store.is_local else min(1.5 * poll_pause_s, _LONGEST_PAUSE_S)
+            )

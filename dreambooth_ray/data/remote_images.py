@@ -17,17 +17,21 @@ from dreambooth_ray.storage.file_listing import list_files
 from dreambooth_ray.storage.store import Store
 
 
-def is_remote(photos: str) -> bool:
+def is_remote_uri(photos: str) -> bool:
     """Whether a `subject.photos` is a URI rather than a folder of this machine."""
     return "://" in photos
 
 
-def photographs_folder(photos: str) -> Path:
+def fetch_photographs_folder(photos: str) -> Path:
     """The local folder of a `subject.photos`; a remote one is downloaded once a process.
 
     raises: DataError where there is nothing, or where it differs from what was uploaded
     """
-    return _download_folder(photos.rstrip("/")) if is_remote(photos) else Path(photos).expanduser()
+    return (
+        _download_photographs(photos.rstrip("/"))
+        if is_remote_uri(photos)
+        else Path(photos).expanduser()
+    )
 
 
 def upload_photographs(folder: Path, storage: Store) -> str:
@@ -36,42 +40,47 @@ def upload_photographs(folder: Path, storage: Store) -> str:
     The same photographs are uploaded once, also by several runs.
     raises: DataError if the folder holds no photographs
     """
-    files: list[Path] = []
-    photographs = find_photographs(folder)
-    captions = find_captions(photographs)
-    for photograph in photographs:
-        files.append(photograph)
-        if (mask := find_mask(photograph)) is not None:
-            files.append(mask)
+    files_to_upload: list[Path] = []
+    photograph_paths = find_photographs(folder)
+    captions_by_photograph = find_captions(photograph_paths)
+    for photograph in photograph_paths:
+        files_to_upload.append(photograph)
+        if (mask_path := find_mask(photograph)) is not None:
+            files_to_upload.append(mask_path)
         # A table of captions has those of several.
-        if photograph in captions and captions[photograph].path not in files:
-            files.append(captions[photograph].path)
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name}\0{manifest.file_hash(path)}\n".encode())
-    artifact_name = paths.photographs(digest.hexdigest()[:32])
-    if manifest.find_damage(storage, artifact_name) is not None:
+        if (
+            photograph in captions_by_photograph
+            and captions_by_photograph[photograph].path not in files_to_upload
+        ):
+            files_to_upload.append(captions_by_photograph[photograph].path)
+    hasher = hashlib.sha256()
+    for path in files_to_upload:
+        hasher.update(f"{path.name}\0{manifest.file_hash(path)}\n".encode())
+    photographs_key = paths.photographs(hasher.hexdigest()[:32])
+    if manifest.find_damage(storage, photographs_key) is not None:
         with tempfile.TemporaryDirectory(prefix="dreambooth-upload-") as staging_folder:
-            for path in files:
+            for path in files_to_upload:
                 shutil.copyfile(path, Path(staging_folder) / path.name)
             manifest.commit_artifact(
-                storage, artifact_name, Path(staging_folder), {"kind": "photographs"}
+                storage, photographs_key, Path(staging_folder), {"kind": "photographs"}
             )
-    return f"{storage.uri}/{artifact_name}"
+    return f"{storage.uri}/{photographs_key}"
 
 
 @cache
-def _download_folder(uri: str) -> Path:
+def _download_photographs(uri: str) -> Path:
     local_folder = Path(tempfile.mkdtemp(prefix="dreambooth-photographs-"))
     atexit.register(shutil.rmtree, local_folder, ignore_errors=True)
     try:
-        if (artifact := find_artifact(uri)) is not None:
-            manifest.download_artifact(*artifact, local_folder)
+        if (stored_artifact := find_artifact(uri)) is not None:
+            manifest.download_artifact(*stored_artifact, local_folder)
             return local_folder
-        folder = Store(uri)
-        for file in list_files(folder):
-            if "/" not in file.name:
-                folder.download(file.name, local_folder / file.name, file.size_bytes)
+        remote_store = Store(uri)
+        for remote_file in list_files(remote_store):
+            if "/" not in remote_file.name:
+                remote_store.download(
+                    remote_file.name, local_folder / remote_file.name, remote_file.size_bytes
+                )
     except (CheckpointError, OSError) as error:
         raise DataError(
             f"subject.photos={uri!r} can't be read: {error}; upload it again"

@@ -39,53 +39,53 @@ class RunInputs:
 
     def to_json(self) -> bytes:
         """As stored in a run."""
-        subjects = [[asdict(record) for record in records] for records in self.photographs]
-        inputs_json: dict[str, object] = {
-            "photographs": subjects,
+        subject_records = [[asdict(record) for record in records] for records in self.photographs]
+        inputs_record: dict[str, object] = {
+            "photographs": subject_records,
             "class_images": self.class_images,
         }
         if self.pins:
-            inputs_json["models"] = dict(self.pins)
-        return json.dumps(inputs_json, indent=1).encode()
+            inputs_record["models"] = dict(self.pins)
+        return json.dumps(inputs_record, indent=1).encode()
 
     def describe_differences(self, stored: bytes) -> list[str]:
         """What is no longer as `to_json` wrote it, each in words that begin with its key."""
         stored_inputs = json.loads(stored)
-        stored_subjects = [
+        stored_photographs = [
             tuple(PhotographRecord(**record) for record in records)
             for records in stored_inputs["photographs"]
         ]
         # Another number of subjects is a change of the configuration, which says so itself.
-        subject_pairs = zip(stored_subjects, self.photographs, strict=False)
-        differences = [
-            text
-            for before, now in subject_pairs
-            if (text := _describe_photograph_changes(before, now))
+        stored_and_current = zip(stored_photographs, self.photographs, strict=False)
+        input_differences = [
+            change_text
+            for before, now in stored_and_current
+            if (change_text := _describe_photograph_changes(before, now))
         ]
         # Another folder, or none, likewise.
         if stored_inputs["class_images"] and self.class_images not in (
             "",
             stored_inputs["class_images"],
         ):
-            differences.append("prior.folder: its class photographs are others than before")
-        differences += [
+            input_differences.append("prior.folder: its class photographs are others than before")
+        input_differences += [
             f"model.uri: {name!r} is {self.pins[name]} now, and the run was started with {pin}"
             for name, pin in stored_inputs.get("models", {}).items()
             if self.pins.get(name, pin) != pin
         ]
-        return differences
+        return input_differences
 
 
-def read_pins(run: Store) -> dict[str, str]:
+def read_model_pins(run: Store) -> dict[str, str]:
     """What the models of a run were pinned to at its first start; empty for one that has not begun.
 
     raises: StorageError
     """
     try:
-        pins = json.loads(run.read(paths.INPUTS, patience_s=0)).get("models", {})
+        model_pins = json.loads(run.read(paths.INPUTS, patience_s=0)).get("models", {})
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {str(name): str(pin) for name, pin in pins.items()}
+    return {str(name): str(pin) for name, pin in model_pins.items()}
 
 
 def record_photographs(
@@ -104,8 +104,8 @@ def record_photographs(
 
 def _hash_photograph(photograph: Photograph) -> str:
     """Of its file; where a mask beside it is used, of both."""
-    mask = find_mask(photograph.path) if photograph.mask is not None else None
-    return digest_files([photograph.path, mask]) if mask else file_hash(photograph.path)
+    mask_path = find_mask(photograph.path) if photograph.mask is not None else None
+    return digest_files([photograph.path, mask_path]) if mask_path else file_hash(photograph.path)
 
 
 def digest_files(paths: Sequence[Path]) -> str:
@@ -123,19 +123,20 @@ def _describe_photograph_changes(
     if hashes_and_captions[0] == hashes_and_captions[1]:
         return ""
     file_hash_counts = [Counter(record.sha256 for record in records) for records in (before, now)]
-    num_gone = (file_hash_counts[0] - file_hash_counts[1]).total()
-    num_new = (file_hash_counts[1] - file_hash_counts[0]).total()
-    if num_gone or num_new:
+    num_photos_removed = (file_hash_counts[0] - file_hash_counts[1]).total()
+    num_photos_added = (file_hash_counts[1] - file_hash_counts[0]).total()
+    if num_photos_removed or num_photos_added:
         return (
-            f"subject.photos: of {len(before)} photographs {num_gone} are gone or were changed, "
-            f"and {num_new} of {len(now)} are new"
+            f"subject.photos: of {len(before)} photographs {num_photos_removed} are gone or were "
+            f"changed, and {num_photos_added} of {len(now)} are new"
         )
     captions_by_hash = {record.sha256: record.caption for record in before}
-    recaptioned = [
+    recaptioned_names = [
         record.name for record in now if captions_by_hash[record.sha256] != record.caption
     ]
-    if recaptioned:
+    if recaptioned_names:
         return (
-            f"subject.photos: {len(recaptioned)} captions are others, of {recaptioned[0]} for one"
+            f"subject.photos: {len(recaptioned_names)} captions are others, "
+            f"of {recaptioned_names[0]} for one"
         )
     return "subject.photos: the photographs come in another order, by their names"

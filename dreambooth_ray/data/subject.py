@@ -9,12 +9,12 @@ from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import SubjectConfig
 from dreambooth_ray.data.caption_files import find_captions
-from dreambooth_ray.data.caption_variants import list_captions
-from dreambooth_ray.data.caption_words import has_word
+from dreambooth_ray.data.caption_variants import list_caption_variants
+from dreambooth_ray.data.caption_words import caption_has_word
 from dreambooth_ray.data.image_shapes import ImageShape, ShapeRule
 from dreambooth_ray.data.masks import MASK_SUFFIX, find_mask, is_mask, read_mask
 from dreambooth_ray.data.photographs import find_photographs, list_files, read_photograph
-from dreambooth_ray.data.remote_images import photographs_folder
+from dreambooth_ray.data.remote_images import fetch_photographs_folder
 from dreambooth_ray.errors import DataError
 
 # Words so common that every model has a strong meaning for them.
@@ -49,7 +49,7 @@ class Photograph:
     mask: Image.Image | None = None
 
     @property
-    def all_resolutions(self) -> tuple["Photograph", ...]:
+    def at_all_resolutions(self) -> tuple["Photograph", ...]:
         """At each resolution, the smallest first."""
         return (*self.smaller, self)
 
@@ -66,12 +66,12 @@ class Photograph:
         return height, width, top, left, self.image.height, self.image.width
 
     @property
-    def seen_box(self) -> tuple[int, int, int, int]:
+    def crop_box(self) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of what was cut out, in pixels of the original."""
         scale = self.enlargement
-        left_px, top_px = (round(corner / scale) for corner in self.corner_px)
+        crop_left_px, crop_top_px = (round(corner / scale) for corner in self.corner_px)
         width, height = (round(side / scale) for side in self.image.size)
-        return left_px, top_px, left_px + width, top_px + height
+        return crop_left_px, crop_top_px, crop_left_px + width, crop_top_px + height
 
     @property
     def enlargement(self) -> float:
@@ -85,7 +85,9 @@ class Photograph:
         return self.captions[0]
 
 
-def read_subject(folder: Path, prompts: str | tuple[str, ...], rule: ShapeRule) -> list[Photograph]:
+def read_subject_photographs(
+    folder: Path, prompts: str | tuple[str, ...], rule: ShapeRule
+) -> list[Photograph]:
     """All photographs of a folder, cut by a rule, each with its captions.
 
     A file `photo.txt` or `photo.caption` beside `photo.jpg` is its caption, or its line of the
@@ -93,54 +95,56 @@ def read_subject(folder: Path, prompts: str | tuple[str, ...], rule: ShapeRule) 
     raises: DataError naming the first file that can't be used
     """
     default_captions = (prompts,) if isinstance(prompts, str) else prompts
-    photographs, paths = [], find_photographs(folder)
-    own_captions = find_captions(paths)
-    for path in paths:
-        caption = own_captions[path].text if path in own_captions else ""
-        captions = (caption,) if caption else default_captions
-        photograph = _cut_photograph(path, captions, rule)
+    photographs, photograph_paths = [], find_photographs(folder)
+    captions_by_path = find_captions(photograph_paths)
+    for path in photograph_paths:
+        caption = captions_by_path[path].text if path in captions_by_path else ""
+        caption_choices = (caption,) if caption else default_captions
+        photograph = _crop_photograph(path, caption_choices, rule)
         photographs.append(replace(photograph, own_caption=caption))
     return photographs
 
 
-def _cut_photograph(path: Path, captions: tuple[str, ...], rule: ShapeRule) -> Photograph:
+def _crop_photograph(path: Path, captions: tuple[str, ...], rule: ShapeRule) -> Photograph:
     image = read_photograph(path)
     mask = None if rule.train.mask_background is None else read_mask(path, image.size)
-    shapes = rule.choose_shapes(image.size, str(path))
-    cuts = [rule.cut(image, shape, mask) for shape in shapes]
-    for cut in cuts:
-        if cut.mask is not None and cut.mask.getextrema() == (0, 0):
+    crop_shapes = rule.choose_shapes(image.size, str(path))
+    crops = [rule.cut(image, shape, mask) for shape in crop_shapes]
+    for crop in crops:
+        if crop.mask is not None and crop.mask.getextrema() == (0, 0):
             raise DataError(
                 f"{path}: its mask lies outside of what train.crop={rule.train.crop} cuts out; "
                 "take train.crop=smart, which goes by the mask, or crop the photograph"
             )
-    *lower_resolutions, largest = (
+    *smaller_photographs, largest_photograph = (
         Photograph(
-            path, cut.image, captions, image.size, corner_px=(cut.left, cut.top), mask=cut.mask
+            path, crop.image, captions, image.size, corner_px=(crop.left, crop.top), mask=crop.mask
         )
-        for cut in cuts
+        for crop in crops
     )
-    return replace(largest, smaller=tuple(lower_resolutions))
+    return replace(largest_photograph, smaller=tuple(smaller_photographs))
 
 
-def read_configured_subject(config: Config, subject: SubjectConfig) -> list[Photograph]:
+def read_configured_photographs(config: Config, subject: SubjectConfig) -> list[Photograph]:
     """The photographs of a configuration's subject, in its shapes.
 
     {identifier} and {class_noun} are filled in, and captions are varied as `captions` has it.
     """
-    photographs = read_subject(
-        photographs_folder(subject.photos),
+    photographs = read_subject_photographs(
+        fetch_photographs_folder(subject.photos),
         config.instance_prompts(subject),
         ShapeRule(config.train),
     )
-    own_captions = [config.fill(p.own_caption, subject) for p in photographs]
+    filled_captions = [config.fill(p.own_caption, subject) for p in photographs]
     return [
-        replace(p, own_caption=own_caption, captions=list_captions(config, subject, own_caption))
-        for p, own_caption in zip(photographs, own_captions, strict=True)
+        replace(
+            p, own_caption=own_caption, captions=list_caption_variants(config, subject, own_caption)
+        )
+        for p, own_caption in zip(photographs, filled_captions, strict=True)
     ]
 
 
-def describe_enlarged(photographs: list[Photograph]) -> list[str]:
+def describe_enlarged_photographs(photographs: list[Photograph]) -> list[str]:
     """The photographs that are smaller than their shape, each in words."""
     return [
         f"{photograph.path.name} is enlarged {photograph.enlargement:.2f} times to fill "
@@ -155,7 +159,7 @@ def check_masks(config: Config, photographs: list[Photograph]) -> list[str]:
 
     raises: DataError where masks are asked for and no photograph has one
     """
-    folder, background = photographs[0].path.parent, config.train.mask_background
+    folder, background_weight = photographs[0].path.parent, config.train.mask_background
     mask_names = {p.name for p in list_files(folder) if is_mask(p)}
     used_mask_names = {p.name for photo in photographs if (p := find_mask(photo.path)) is not None}
     mask_warnings = [
@@ -166,21 +170,22 @@ def check_masks(config: Config, photographs: list[Photograph]) -> list[str]:
         for photo in photographs
         if photo.path.stem.lower().endswith(".mask")
     ]
-    unmasked = [photograph.path.name for photograph in photographs if photograph.mask is None]
-    if background is None:
+    unmasked_names = [photograph.path.name for photograph in photographs if photograph.mask is None]
+    if background_weight is None:
         if used_mask_names:
             mask_warnings.append(
                 f"masks are not used, {min(used_mask_names)} for one; set train.mask_background"
             )
         return mask_warnings
-    if len(unmasked) == len(photographs):
+    if len(unmasked_names) == len(photographs):
         raise DataError(
-            f"train.mask_background={background:g} and no photograph in {folder} has a mask; put "
-            f"{photographs[0].path.stem}.mask.png beside {unmasked[0]}, or leave it out"
+            f"train.mask_background={background_weight:g} and no photograph in {folder} has a "
+            f"mask; put {photographs[0].path.stem}.mask.png beside {unmasked_names[0]}, "
+            "or leave it out"
         )
-    if unmasked:
+    if unmasked_names:
         mask_warnings.append(
-            f"{', '.join(unmasked)}: without a mask, all of it counts as the subject"
+            f"{', '.join(unmasked_names)}: without a mask, all of it counts as the subject"
         )
     return mask_warnings
 
@@ -193,19 +198,22 @@ def check_identifier_use(
     raises: DataError where a word is to be learnt and stands in no caption
     """
     identifier_word = config.word(subject)
-    without_identifier = [
-        p for p in photographs if not any(has_word(c, identifier_word) for c in p.captions)
+    photos_without_identifier = [
+        p for p in photographs if not any(caption_has_word(c, identifier_word) for c in p.captions)
     ]
-    if not without_identifier:
+    if not photos_without_identifier:
         return []
-    example_text = f"{without_identifier[0].path.name} for one, {without_identifier[0].caption!r}"
-    if len(without_identifier) == len(photographs) and config.identifier.kind == "learned":
+    example_text = (
+        f"{photos_without_identifier[0].path.name} for one, "
+        f"{photos_without_identifier[0].caption!r}"
+    )
+    if len(photos_without_identifier) == len(photographs) and config.identifier.kind == "learned":
         raise DataError(
-            f"identifier.kind=learned: no caption in {without_identifier[0].path.parent} has "
-            f"the word {identifier_word} ({example_text}), and nothing would teach it; write "
+            f"identifier.kind=learned: no caption in {photos_without_identifier[0].path.parent} "
+            f"has the word {identifier_word} ({example_text}), and nothing would teach it; write "
             f"{identifier_word} or {{identifier}} there"
         )
-    caption_count_text = describe_count(len(without_identifier), "caption")
+    caption_count_text = describe_count(len(photos_without_identifier), "caption")
     return [
         f"{caption_count_text} of {len(photographs)} without the identifier {identifier_word!r}, "
         f"{example_text}: what these show is learnt by their other words alone"

@@ -16,12 +16,12 @@ from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.evaluation.actor_resources import build_actor_class, has_room_beside
 from dreambooth_ray.evaluation.checkpoint_follower import CheckpointFollower, scored_from_totals
 from dreambooth_ray.evaluation.checkpoint_model import load_checkpoint_model
-from dreambooth_ray.evaluation.model_evaluation import load_references
+from dreambooth_ray.evaluation.model_evaluation import embed_references
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
-from dreambooth_ray.evaluation.protocol import Protocol
+from dreambooth_ray.evaluation.protocol import EvaluationProtocol
 from dreambooth_ray.evaluation.protocol_scorer import (
     ProtocolScorer,
-    build_run_case,
+    build_run_evaluated_model,
     load_checkpoint_protocol,
 )
 from dreambooth_ray.evaluation.training_evaluator import TrainingEvaluator
@@ -31,7 +31,7 @@ from dreambooth_ray.models.model_mirror import locate_model
 from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dtype
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage.fence import find_checkpoint
-from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.storage.store import Store, use_storage_options
 from dreambooth_ray.training.checkpoint.retention import remove_old_checkpoints
 from dreambooth_ray.training.checkpoint_selection import is_evaluation_due
 from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
@@ -50,7 +50,7 @@ def check_choice_protocol(config: Config, directory: Path) -> None:
             f"choice.drift=drift is not told by choice.protocol={config.choice.protocol}, "
             "which has no truths and other_prompts; set choice.drift=pres"
         )
-    load_references(build_run_case(config, directory), protocol, [])
+    embed_references(build_run_evaluated_model(config, directory), protocol, [])
 
 
 @contextmanager
@@ -66,16 +66,16 @@ def evaluate_checkpoints(
     config: with photographs that every host can read; lease: number of the run's lease
     raises: what an evaluation failed with, once the training is done
     """
-    evaluator = RemoteEvaluator(config, run, directory)
-    cluster = config.cluster
-    has_room = has_room_beside(cluster, ray.cluster_resources())
+    remote_evaluator = RemoteEvaluator(config, run, directory)
+    cluster_config = config.cluster
+    has_room = has_room_beside(cluster_config, ray.cluster_resources())
     follower = CheckpointFollower(
         run,
         config.choice,
-        evaluator,
+        remote_evaluator,
         lease,
-        lambda: has_room_beside(cluster, ray.cluster_resources()),
-        evaluator.close,
+        lambda: has_room_beside(cluster_config, ray.cluster_resources()),
+        remote_evaluator.close,
         partial(is_evaluation_due, config),
     )
     try:
@@ -90,7 +90,7 @@ def evaluate_checkpoints(
                 yield None
         remove_old_checkpoints(run, config, lease)
     finally:
-        evaluator.close()
+        remote_evaluator.close()
 
 
 def _describe_wait(config: Config) -> str:
@@ -110,14 +110,14 @@ class CheckpointEvaluator:
         config: str,
         run_uri: str,
         model: tuple[str, str],
-        protocol: Protocol,
+        protocol: EvaluationProtocol,
         storage_options: dict[str, Any],
     ) -> None:
         """config: as YAML; model: the base model's directory, and its hash
 
         raises: CheckpointError, ConfigError, DataError for what can't be read on this host
         """
-        use_options(run_uri, storage_options)
+        use_storage_options(run_uri, storage_options)
         torch.set_num_threads(1)
         self._config, self._run = parse_config(config, run_uri, []), Store(run_uri)
         self._directory = locate_model(*model, run_uri)
@@ -129,14 +129,16 @@ class CheckpointEvaluator:
 
         raises: CheckpointError if it is damaged
         """
-        checkpoint = find_checkpoint(self._run, step)
-        components = load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
+        checkpoint_id = find_checkpoint(self._run, step)
+        components = load_checkpoint_model(self._config, self._directory, self._run, checkpoint_id)
         dtype = resolve_sampling_dtype(resolve_device(self._device), components.family)
         engine = Engine(components, device=self._device, dtype=dtype)
-        samples = engine.sample(self._scorer.requests)
-        totals = self._scorer.compute_totals([sample.image for sample in samples])
-        self._scorer.write_totals(self._run, checkpoint, totals)
-        return scored_from_totals(step, totals, self._config.choice)
+        sample_outputs = engine.sample(self._scorer.requests)
+        total_scores = self._scorer.compute_total_scores(
+            [sample.image for sample in sample_outputs]
+        )
+        self._scorer.write_checkpoint_scores(self._run, checkpoint_id, total_scores)
+        return scored_from_totals(step, total_scores, self._config.choice)
 
 
 class RemoteEvaluator:
@@ -145,8 +147,14 @@ class RemoteEvaluator:
     def __init__(self, config: Config, run: Store, directory: Path) -> None:
         protocol = load_checkpoint_protocol(config)
         storage_options = dict(config.storage.options)
-        model_location = str(directory), model_hash(directory)
-        self._arguments = (dump_config(config), run.uri, model_location, protocol, storage_options)
+        model_directory_and_hash = str(directory), model_hash(directory)
+        self._arguments = (
+            dump_config(config),
+            run.uri,
+            model_directory_and_hash,
+            protocol,
+            storage_options,
+        )
         self._gpu = config.cluster.gpus
         self._actor: Any = None
 

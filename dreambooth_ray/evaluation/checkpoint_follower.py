@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.evaluation import pareto_front
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
-from dreambooth_ray.evaluation.plot import plot_front
+from dreambooth_ray.evaluation.pareto_plot import plot_pareto_front
 from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
@@ -38,20 +38,22 @@ def read_scored_checkpoints(run: Store, choice: ChoiceConfig) -> list[ScoredChec
     evaluated_ids = fence.parse_checkpoints(run.names(paths.EVALUATIONS))
     if not evaluated_ids:
         return []
-    checkpoints = fence.read_history(run).select_valid(evaluated_ids)
-    totals = [json.loads(run.read(checkpoint.evaluation))["totals"] for checkpoint in checkpoints]
+    checkpoint_ids = fence.read_history(run).select_valid(evaluated_ids)
+    all_checkpoint_totals = [
+        json.loads(run.read(checkpoint.evaluation))["totals"] for checkpoint in checkpoint_ids
+    ]
     return [
         scored_from_totals(checkpoint.step, checkpoint_totals, choice)
-        for checkpoint, checkpoint_totals in zip(checkpoints, totals, strict=True)
+        for checkpoint, checkpoint_totals in zip(checkpoint_ids, all_checkpoint_totals, strict=True)
     ]
 
 
-def plot_run(run: Store, choice: ChoiceConfig) -> Image.Image | None:
+def plot_run_front(run: Store, choice: ChoiceConfig) -> Image.Image | None:
     """The plot of a run's evaluated checkpoints; None if it has none."""
     scored_checkpoints = read_scored_checkpoints(run, choice)
-    best_checkpoint = pareto_front.select_best(scored_checkpoints, choice.max_drift)
+    best_checkpoint = pareto_front.select_best_checkpoint(scored_checkpoints, choice.max_drift)
     return (
-        plot_front(scored_checkpoints, best_checkpoint.step, choice.max_drift)
+        plot_pareto_front(scored_checkpoints, best_checkpoint.step, choice.max_drift)
         if best_checkpoint
         else None
     )
@@ -59,7 +61,7 @@ def plot_run(run: Store, choice: ChoiceConfig) -> Image.Image | None:
 
 def select_checkpoint(points: list[ScoredCheckpoint], choice: ChoiceConfig) -> CheckpointSelection:
     """The selection that follows from evaluated checkpoints. Pure."""
-    best_checkpoint = pareto_front.select_best(points, choice.max_drift)
+    best_checkpoint = pareto_front.select_best_checkpoint(points, choice.max_drift)
     stall_step = pareto_front.find_stall_step(points, choice.patience, choice.min_gain)
     return CheckpointSelection(
         best_checkpoint.step if best_checkpoint else None,
@@ -74,16 +76,18 @@ def log_evaluation(
     """Into TensorBoard: fidelity and drift of one of these checkpoints, and their front as an
     image."""
     (scored_checkpoint,) = (point for point in points if point.step == step)
-    best_checkpoint = pareto_front.select_best(points, choice.max_drift)
-    plot = np.asarray(
-        plot_front(points, best_checkpoint.step if best_checkpoint else None, choice.max_drift)
+    best_checkpoint = pareto_front.select_best_checkpoint(points, choice.max_drift)
+    plot_pixels = np.asarray(
+        plot_pareto_front(
+            points, best_checkpoint.step if best_checkpoint else None, choice.max_drift
+        )
     )
     with tempfile.TemporaryDirectory(prefix="dreambooth-watch-") as folder:
         log_directory = run.local_path(paths.TENSORBOARD) if run.is_local else Path(folder)
         with SummaryWriter(str(log_directory), filename_suffix=f".evaluation-{step}") as writer:
             writer.add_scalar("evaluation/fidelity", scored_checkpoint.fidelity, step)
             writer.add_scalar("evaluation/drift", scored_checkpoint.drift, step)
-            writer.add_image("evaluation/front", plot, step, dataformats="HWC")
+            writer.add_image("evaluation/front", plot_pixels, step, dataformats="HWC")
         for path in [] if run.is_local else log_directory.iterdir():
             run.upload(path, f"{paths.TENSORBOARD}/{path.name}")
 
@@ -165,10 +169,10 @@ class CheckpointFollower:
         """Evaluate the oldest checkpoint that was not yet; False if there is none."""
         new_steps = committed_steps(self._run, self._newest_step)
         self._newest_step = max(new_steps, default=self._newest_step)
-        due_steps = set(filter(self._is_due, new_steps))
+        steps_to_evaluate = set(filter(self._is_due, new_steps))
         if has_ended and self._newest_step:
-            due_steps |= {self._newest_step} - self._failures.keys()
-        self._waiting_steps |= due_steps - self._points.keys()
+            steps_to_evaluate |= {self._newest_step} - self._failures.keys()
+        self._waiting_steps |= steps_to_evaluate - self._points.keys()
         if not self._waiting_steps:
             return False
         step = min(self._waiting_steps)
@@ -186,5 +190,5 @@ class CheckpointFollower:
         scored_checkpoints = sorted(self._points.values(), key=lambda s: s.step)
         selection = select_checkpoint(scored_checkpoints, self._choice)
         write_selection(self._run, selection, self._lease)
-        log_scores = partial(log_evaluation, self._run, self._choice, scored_checkpoints, step)
-        self._side_work.run("showing evaluations in TensorBoard", log_scores, None)
+        log_step_scores = partial(log_evaluation, self._run, self._choice, scored_checkpoints, step)
+        self._side_work.run("showing evaluations in TensorBoard", log_step_scores, None)

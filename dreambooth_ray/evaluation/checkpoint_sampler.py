@@ -28,8 +28,8 @@ from dreambooth_ray.models.precision import resolve_device, resolve_sampling_dty
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.fence import find_checkpoint
-from dreambooth_ray.storage.store import Store, use_options
-from dreambooth_ray.training.callbacks.samples import make_requests
+from dreambooth_ray.storage.store import Store, use_storage_options
+from dreambooth_ray.training.callbacks.samples import make_sample_requests
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 
@@ -39,8 +39,8 @@ _POLL_LOCAL_S, _POLL_REMOTE_S, _CLOSE_TIMEOUT_S = 0.5, 5.0, 10.0
 def is_sample_due(config: Config, step: int) -> bool:
     """Whether a checkpoint is the first at or after a multiple of sample.every. Pure."""
     sample_interval, checkpoint_interval = config.sample.every, config.checkpoint.every
-    previous_step = (step - 1) // checkpoint_interval * checkpoint_interval
-    return step // sample_interval > previous_step // sample_interval
+    previous_checkpoint_step = (step - 1) // checkpoint_interval * checkpoint_interval
+    return step // sample_interval > previous_checkpoint_step // sample_interval
 
 
 class CheckpointSampler:
@@ -55,7 +55,7 @@ class CheckpointSampler:
         gpu: bool,
     ) -> None:
         """config: as YAML; model: the base model's directory, and its hash"""
-        use_options(run_uri, storage_options)
+        use_storage_options(run_uri, storage_options)
         torch.set_num_threads(1)
         self._config, self._run = parse_config(config, run_uri, []), Store(run_uri)
         self._directory = locate_model(*model, run_uri)
@@ -66,17 +66,17 @@ class CheckpointSampler:
 
         raises: CheckpointError if it is gone
         """
-        checkpoint = find_checkpoint(self._run, step)
-        components = load_checkpoint_model(self._config, self._directory, self._run, checkpoint)
+        checkpoint_id = find_checkpoint(self._run, step)
+        components = load_checkpoint_model(self._config, self._directory, self._run, checkpoint_id)
         dtype = resolve_sampling_dtype(resolve_device(self._device), components.family)
         engine = Engine(components, device=self._device, dtype=dtype)
-        outputs = engine.sample(make_requests(self._config))
+        sample_outputs = engine.sample(make_sample_requests(self._config))
         with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as temporary_folder:
             folder = Path(temporary_folder)
-            for index, output in enumerate(outputs):
-                output.image.save(folder / paths.sample_image(index))
-            artifact_metadata: dict[str, object] = {"kind": "samples", "step": step}
-            manifest.commit_artifact(self._run, paths.samples(step), folder, artifact_metadata)
+            for index, sample_output in enumerate(sample_outputs):
+                sample_output.image.save(folder / paths.sample_image_file(index))
+            samples_metadata: dict[str, object] = {"kind": "samples", "step": step}
+            manifest.commit_artifact(self._run, paths.samples(step), folder, samples_metadata)
 
 
 class SampleFollower:
@@ -116,13 +116,13 @@ class SampleFollower:
     def _sample_next(self) -> bool:
         """Sample the oldest checkpoint that is due; False if there is none."""
         sampled_steps = paths.parse_sampled_steps(self._run.names(paths.SAMPLES))
-        done_steps = {*sampled_steps, *self._failed_steps}
-        due_steps = [s for s in committed_steps(self._run) if is_sample_due(self._config, s)]
-        unsampled_steps = [step for step in due_steps if step not in done_steps]
+        sampled_or_failed_steps = {*sampled_steps, *self._failed_steps}
+        steps_to_sample = [s for s in committed_steps(self._run) if is_sample_due(self._config, s)]
+        unsampled_steps = [step for step in steps_to_sample if step not in sampled_or_failed_steps]
         if not unsampled_steps:
             return False
         try:
-            self._sample(unsampled_steps[0])
+            self._sample_checkpoint(unsampled_steps[0])
         except Exception as error:
             self._failed_steps.add(unsampled_steps[0])
             # Checkpoints may come faster than samples: one that rotation removed is passed over.
@@ -132,32 +132,32 @@ class SampleFollower:
                 )
         return True
 
-    def _sample(self, step: int) -> None:
+    def _sample_checkpoint(self, step: int) -> None:
         config = self._config
-        gpu = config.cluster.gpus and has_room_beside(config.cluster, ray.cluster_resources())
+        uses_gpu = config.cluster.gpus and has_room_beside(config.cluster, ray.cluster_resources())
         if self._actor is None:
             # No core is asked for: the few images are worth no wait of either side.
-            self._actor = build_actor_class(CheckpointSampler, gpu, num_cpus=0).remote(
+            self._actor = build_actor_class(CheckpointSampler, uses_gpu, num_cpus=0).remote(
                 dump_config(config), self._run.uri,
                 (str(self._directory), model_hash(self._directory)),
-                dict(config.storage.options), gpu,
+                dict(config.storage.options), uses_gpu,
             )  # fmt: skip
         try:
             ray.get(self._actor.sample.remote(step))
         except ray.exceptions.RayTaskError as error:
             raise getattr(error, "cause", error) from None
         finally:
-            if gpu:  # the workers may come to wait for it
+            if uses_gpu:  # the workers may come to wait for it
                 self._end_actor()
         if "tensorboard" in config.tracking.loggers:
-            self._side_work.run("showing samples", lambda: self._show_images(step), None)
+            self._side_work.run("showing samples", lambda: self._log_to_tensorboard(step), None)
 
     def _end_actor(self) -> None:
-        actor, self._actor = self._actor, None
-        if actor is not None:
-            ray.kill(actor)
+        sampling_actor, self._actor = self._actor, None
+        if sampling_actor is not None:
+            ray.kill(sampling_actor)
 
-    def _show_images(self, step: int) -> None:
+    def _log_to_tensorboard(self, step: int) -> None:
         with tempfile.TemporaryDirectory(prefix="dreambooth-samples-") as temporary_folder:
             is_local = self._run.is_local
             events_folder, samples_folder = (
@@ -167,7 +167,7 @@ class SampleFollower:
             manifest.download_artifact(self._run, paths.samples(step), samples_folder)
             with SummaryWriter(str(folder), filename_suffix=f".samples-{step}") as writer:
                 for index, prompt in enumerate(self._config.sample_prompts):
-                    image = _read_image(samples_folder / paths.sample_image(index))
+                    image = _read_image(samples_folder / paths.sample_image_file(index))
                     writer.add_image(f"samples/{prompt}", image, step, dataformats="HWC")
             for path in [] if is_local else folder.iterdir():
                 self._run.upload(path, f"{paths.TENSORBOARD}/{path.name}")
@@ -185,12 +185,12 @@ def sample_checkpoints(config: Config, run: Store, directory: Path) -> Iterator[
 
     config: with photographs that every host can read
     """
-    follower = SampleFollower(config, run, directory)
-    follower.start()
+    sample_follower = SampleFollower(config, run, directory)
+    sample_follower.start()
     has_failed = True
     try:
         yield
         has_failed = False
     finally:
         with suppress(CheckpointError):
-            follower.close(has_failed)
+            sample_follower.close(has_failed)

@@ -4,19 +4,19 @@ import json
 
 from PIL import Image
 
-from dreambooth_ray.evaluation.html_page import image_uri, render_page
+from dreambooth_ray.evaluation.html_page import image_data_uri, render_page
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt, EvaluationSpec
-from dreambooth_ray.evaluation.scores import Scores
+from dreambooth_ray.evaluation.scores import EvaluationScores
 
 TILE_PX = 160
 
 
-def report_page(
+def render_evaluation_page(
     spec: EvaluationSpec,
     prompts: list[EvaluationPrompt],
     images: list[Image.Image],
     photographs: list[Image.Image],
-    scores: Scores,
+    scores: EvaluationScores,
     conditions: object,
     front: Image.Image | None = None,
 ) -> str:
@@ -24,7 +24,7 @@ def report_page(
 
     front: plot of the checkpoints that the run chose from
     """
-    uris = [image_uri(p, TILE_PX) for p in images]
+    uris = [image_data_uri(p, TILE_PX) for p in images]
     rows_by_index = {r["index"]: r for r in scores.rows}
 
     def build_tiles(kind: str) -> list[dict[str, object]]:
@@ -50,7 +50,7 @@ def report_page(
             for name, s in scores.totals.items()
         ],
         encoders=spec.protocol.encoders.model_dump(),
-        photographs=[image_uri(p, TILE_PX) for p in photographs],
+        photographs=[image_data_uri(p, TILE_PX) for p in photographs],
         worst=[{"uri": uris[i], **_build_tile(rows_by_index[i])} for i in scores.worst],
         prompts=[
             {
@@ -62,7 +62,7 @@ def report_page(
         ],
         classes=build_tiles("class"),
         others=build_tiles("other"),
-        front=image_uri(front, front.width) if front else "",
+        front=image_data_uri(front, front.width) if front else "",
         conditions=json.dumps(conditions, indent=1),
     )
 

@@ -10,20 +10,20 @@ from PIL import Image
 
 def render_page(template: str, **values: object) -> str:
     """A page from `pages/{template}`; all values are escaped."""
-    environment = Environment(
-        loader=FunctionLoader(_read_template),
+    jinja_environment = Environment(
+        loader=FunctionLoader(_read_page_template),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    return environment.get_template(template).render(**values)
+    return jinja_environment.get_template(template).render(**values)
 
 
-def _read_template(name: str) -> str:
+def _read_page_template(name: str) -> str:
     return (files("dreambooth_ray.evaluation") / "pages" / name).read_text(encoding="utf-8")
 
 
-def image_uri(image: Image.Image, side_px: int) -> str:
+def image_data_uri(image: Image.Image, side_px: int) -> str:
     """A JPEG data URI of the image, reduced to `side_px` if it is larger."""
     thumbnail = image.convert("RGB")
     thumbnail.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)

@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.subject import ORDINARY_WORDS
-from dreambooth_ray.evaluation.encoders import Encoder
+from dreambooth_ray.evaluation.encoders import ImageEncoder
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.sampling.adapted_network import AdaptedNetwork
 from dreambooth_ray.sampling.engine import Engine
@@ -26,7 +26,7 @@ _RARE_SHARE = 2 / 3
 
 
 @dataclass(frozen=True)
-class Candidate:
+class IdentifierCandidate:
     """A word and how much it means to the model; smaller is better.
 
     num_tokens:    pieces that the model's tokenizer cuts it into
@@ -46,7 +46,7 @@ class Candidate:
         return self.displacement + max(0.0, self.narrowing)
 
 
-def candidate_words(tokenizer: CLIPTokenizer, class_noun: str) -> list[str]:
+def list_candidate_words(tokenizer: CLIPTokenizer, class_noun: str) -> list[str]:
     """Rare words of a vocabulary, 3 to 5 letters and 1 to 3 tokens, in a fixed order.
 
     Whole words among the last third of the vocabulary, the rarest first; then strings of
@@ -54,13 +54,13 @@ def candidate_words(tokenizer: CLIPTokenizer, class_noun: str) -> list[str]:
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     first_rare_id = int(len(vocabulary) * _RARE_SHARE)
-    whole_words = sorted(
+    rare_whole_words = sorted(
         ((index, piece.removesuffix("</w>")) for piece, index in vocabulary.items()
          if index >= first_rare_id and piece.endswith("</w>")),
         reverse=True,
     )  # fmt: skip
     rare_words = [
-        word for _, word in whole_words if word.isascii() and word.isalpha() and word.islower()
+        word for _, word in rare_whole_words if word.isascii() and word.isalpha() and word.islower()
     ]
     consonant_strings = ["".join(letters) for letters in itertools.product(_CONSONANTS, repeat=3)]
     # Neighbours in the alphabet are spelt alike: step through with a stride that shares no factor.
@@ -69,13 +69,17 @@ def candidate_words(tokenizer: CLIPTokenizer, class_noun: str) -> list[str]:
         for k in range(len(consonant_strings))
     ]
     excluded_words = ORDINARY_WORDS | set(class_noun.lower().split())
-    words = [w for w in dict.fromkeys([*rare_words, *strided_strings]) if len(w) in _WORD_LENGTHS]
+    short_words = [
+        w for w in dict.fromkeys([*rare_words, *strided_strings]) if len(w) in _WORD_LENGTHS
+    ]
     return [
-        w for w in words if w not in excluded_words and 1 <= num_tokens(tokenizer, w) <= MAX_TOKENS
+        w
+        for w in short_words
+        if w not in excluded_words and 1 <= count_word_tokens(tokenizer, w) <= MAX_TOKENS
     ]
 
 
-def num_tokens(tokenizer: CLIPTokenizer, word: str) -> int:
+def count_word_tokens(tokenizer: CLIPTokenizer, word: str) -> int:
     """Pieces of a word, without start and end."""
     return len(tokenizer(word, add_special_tokens=False)["input_ids"])
 
@@ -87,11 +91,14 @@ def shortlist_words(
 
     encode: a sentence to its (1, T, D) states; cheap, where images are not
     """
-    class_state = encode(f"a {class_noun}")[0, -1]
+    class_hidden_state = encode(f"a {class_noun}")[0, -1]
     scored_words = [
         (
             float(
-                1 - F.cosine_similarity(encode(f"a {w} {class_noun}")[0, -1], class_state, dim=0)
+                1
+                - F.cosine_similarity(
+                    encode(f"a {w} {class_noun}")[0, -1], class_hidden_state, dim=0
+                )
             ),
             w,
         )
@@ -102,7 +109,7 @@ def shortlist_words(
 
 def rank_words(
     engine: Engine,
-    encoder: Encoder,
+    encoder: ImageEncoder,
     words: list[str],
     class_noun: str,
     *,
@@ -111,25 +118,31 @@ def rank_words(
     seed: int,
     params: SamplingParams,
     on_progress: Callable[[int, int], None],
-) -> list[Candidate]:
+) -> list[IdentifierCandidate]:
     """Generate `num_images` of each word before the class noun; the least meaning first."""
-    prompts = [f"a {class_noun}", *(f"a {w} {class_noun}" for w in words)]
-    requests = [
-        Request(prompt, seed + k, params=params) for prompt in prompts for k in range(num_images)
+    probe_prompts = [f"a {class_noun}", *(f"a {w} {class_noun}" for w in words)]
+    sampling_requests = [
+        Request(prompt, seed + k, params=params)
+        for prompt in probe_prompts
+        for k in range(num_images)
     ]
-    images: list[Image.Image] = [d.image for d in engine.sample(requests, on_progress)]
-    vectors = encoder.embed_images(images).reshape(len(prompts), num_images, -1)
-    candidates = [
-        score_word(word, num_tokens(tokenizer, word), probe, vectors[0])
-        for word, probe in zip(words, vectors[1:], strict=True)
+    images: list[Image.Image] = [d.image for d in engine.sample(sampling_requests, on_progress)]
+    image_vectors = encoder.embed_images(images).reshape(len(probe_prompts), num_images, -1)
+    word_candidates = [
+        score_identifier_word(word, count_word_tokens(tokenizer, word), probe, image_vectors[0])
+        for word, probe in zip(words, image_vectors[1:], strict=True)
     ]
-    return sorted(candidates, key=lambda c: (c.meaning_score, c.word))
+    return sorted(word_candidates, key=lambda c: (c.meaning_score, c.word))
 
 
-def score_word(word: str, tokens: int, probe: Tensor, plain: Tensor) -> Candidate:
+def score_identifier_word(
+    word: str, tokens: int, probe: Tensor, plain: Tensor
+) -> IdentifierCandidate:
     """probe, plain: (K, D) unit vectors of images with and without the word, seed by seed."""
-    displacement = float(1 - (probe * plain).sum(dim=1).mean())
-    return Candidate(word, tokens, displacement, _vector_variance(plain) - _vector_variance(probe))
+    embedding_displacement = float(1 - (probe * plain).sum(dim=1).mean())
+    return IdentifierCandidate(
+        word, tokens, embedding_displacement, _vector_variance(plain) - _vector_variance(probe)
+    )
 
 
 def _vector_variance(vectors: Tensor) -> float:

@@ -20,9 +20,11 @@ COPY_BOUND = 0.9
 def _check_unit(vectors: Tensor, name: str) -> Tensor:
     if vectors.ndim != 2 or not len(vectors):
         raise DataError(f"{name} must be (B, D) with B > 0, not {tuple(vectors.shape)}")
-    norms = vectors.norm(dim=1)
-    if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
-        raise DataError(f"{name} holds a vector of length {float(norms[0]):.4f}; each must be 1")
+    vector_norms = vectors.norm(dim=1)
+    if not torch.allclose(vector_norms, torch.ones_like(vector_norms), atol=1e-3):
+        raise DataError(
+            f"{name} holds a vector of length {float(vector_norms[0]):.4f}; each must be 1"
+        )
     return vectors
 
 
@@ -50,7 +52,7 @@ def prompt_agreement(images: Tensor, prompts: Tensor) -> Tensor:
     return (_check_unit(images, "images") * _check_unit(prompts, "prompts")).sum(dim=1)
 
 
-def prior_preservation(class_images: Tensor, photographs: Tensor) -> float:
+def prior_preservation_score(class_images: Tensor, photographs: Tensor) -> float:
     """PRES: mean cosine of images of the bare class to the subject's photographs.
 
     Lower is better: a class that has become the subject reads high.
@@ -73,9 +75,9 @@ def diversity(groups: Sequence[Tensor]) -> float:
 
 
 def _mean_mutual_cosine(vectors: Tensor) -> float:
-    count = len(_check_unit(vectors, "group"))
+    num_vectors = len(_check_unit(vectors, "group"))
     cosine_sum = float((vectors @ vectors.T).sum()) - float((vectors * vectors).sum())
-    return cosine_sum / (count * (count - 1))
+    return cosine_sum / (num_vectors * (num_vectors - 1))
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.evaluation import scores
-from dreambooth_ray.evaluation.encoders import load_encoder, load_text_encoder
-from dreambooth_ray.evaluation.evaluation_report import report_page
+from dreambooth_ray.evaluation.encoders import load_image_encoder, load_image_text_encoder
+from dreambooth_ray.evaluation.evaluation_report import render_evaluation_page
 from dreambooth_ray.evaluation.protocol import (
     EvaluationPrompt,
+    EvaluationProtocol,
     EvaluationSpec,
-    Protocol,
-    evaluation_prompts,
+    build_evaluation_prompts,
 )
 from dreambooth_ray.evaluation.sample_actor import collect_samples, encoder_uris, generate_samples
 from dreambooth_ray.models.family import find_family
@@ -34,7 +34,7 @@ _VERSIONED = ("dreambooth-ray", "torch", "diffusers", "transformers", "numpy", "
 
 
 @dataclass(frozen=True)
-class EvaluationCase:
+class EvaluatedModel:
     """What to evaluate: a model, its words, and the photographs it learnt from."""
 
     directory: Path
@@ -45,7 +45,7 @@ class EvaluationCase:
 
 
 @dataclass(frozen=True)
-class References:
+class EvaluationReferences:
     """What generated images are compared with. vectors: of the photographs, by encoder use."""
 
     photographs: list[Image.Image]
@@ -53,7 +53,7 @@ class References:
     texts: Tensor
 
 
-def make_spec(case: EvaluationCase, protocol: Protocol) -> EvaluationSpec:
+def make_evaluation_spec(case: EvaluatedModel, protocol: EvaluationProtocol) -> EvaluationSpec:
     """All that the numbers depend on; raises ConfigError as `Protocol.fill`."""
     return EvaluationSpec(
         protocol=protocol.fill_sampling_defaults(find_family(base_directory(case.directory))),
@@ -65,37 +65,37 @@ def make_spec(case: EvaluationCase, protocol: Protocol) -> EvaluationSpec:
     )
 
 
-def build_case(
+def build_evaluated_model(
     directory: Path, photos: Path, identifier: str, class_noun: str, size_px: int | None
-) -> EvaluationCase:
+) -> EvaluatedModel:
     """The case of a model and its photographs; raises DataError if they can't be read."""
-    return EvaluationCase(directory, identifier, class_noun, find_photographs(photos), size_px)
+    return EvaluatedModel(directory, identifier, class_noun, find_photographs(photos), size_px)
 
 
-def load_references(
-    case: EvaluationCase, protocol: Protocol, prompts: list[EvaluationPrompt]
-) -> References:
+def embed_references(
+    case: EvaluatedModel, protocol: EvaluationProtocol, prompts: list[EvaluationPrompt]
+) -> EvaluationReferences:
     """Load every encoder, embed photographs and prompts: refuses early what can't be used.
 
     raises: ConfigError naming the encoder, DataError naming the photograph
     """
     photographs = [read_photograph(p) for p in case.photographs]
     photograph_vectors = {
-        use: load_encoder(uri, key=f"encoders.{use}").embed_images(photographs)
+        use: load_image_encoder(uri, key=f"encoders.{use}").embed_images(photographs)
         for use, uri in encoder_uris(protocol.encoders).items()
     }
-    text_encoder = load_text_encoder(protocol.encoders.clip_t, key="encoders.clip_t")
+    image_text_encoder = load_image_text_encoder(protocol.encoders.clip_t, key="encoders.clip_t")
     prompt_vectors = (
-        text_encoder.embed_texts([q.plain_prompt for q in prompts])
+        image_text_encoder.embed_texts([q.plain_prompt for q in prompts])
         if prompts
         else torch.zeros(0, 0)
     )
-    return References(photographs, photograph_vectors, prompt_vectors)
+    return EvaluationReferences(photographs, photograph_vectors, prompt_vectors)
 
 
 def evaluate_model(
-    case: EvaluationCase,
-    protocol: Protocol,
+    case: EvaluatedModel,
+    protocol: EvaluationProtocol,
     store: Store,
     *,
     actors: int,
@@ -109,25 +109,25 @@ def evaluate_model(
     front: for the page, the plot of the checkpoints that the run chose from
     raises: ConfigError, DataError, DreamBoothError
     """
-    spec = make_spec(case, protocol)
-    prompts = evaluation_prompts(spec)
-    references = load_references(case, protocol, prompts)
+    spec = make_evaluation_spec(case, protocol)
+    prompts = build_evaluation_prompts(spec)
+    references = embed_references(case, protocol, prompts)
     evaluation_store = store.sub(spec.digest)
     generate_samples(spec, prompts, case.directory, evaluation_store, actors, gpu, on_progress)
     with tempfile.TemporaryDirectory(prefix="dreambooth-results-") as folder:
-        images, vectors_by_uri = collect_samples(evaluation_store, len(prompts), Path(folder))
+        images, vectors_by_encoder = collect_samples(evaluation_store, len(prompts), Path(folder))
     image_vectors = {
-        use: vectors_by_uri[uri] for use, uri in encoder_uris(protocol.encoders).items()
+        use: vectors_by_encoder[uri] for use, uri in encoder_uris(protocol.encoders).items()
     }
     all_scores = scores.compute_scores(
         protocol,
-        scores.ImageEmbeddings(prompts, image_vectors, references.vectors, references.texts),
+        scores.EvaluationEmbeddings(prompts, image_vectors, references.vectors, references.texts),
     )
     if protocol.truths:
         toy_scores = scores.compute_toy_scores(
             prompts, images, references.photographs, load_evaluator()
         )
-        all_scores = scores.Scores(
+        all_scores = scores.EvaluationScores(
             all_scores.totals | toy_scores, all_scores.prompts, all_scores.rows, all_scores.worst
         )
     results = {
@@ -140,7 +140,7 @@ def evaluate_model(
         **all_scores.as_json(),
     }
     evaluation_store.write(RESULTS, json.dumps(results, indent=1).encode())
-    report_html = report_page(
+    report_html = render_evaluation_page(
         spec, prompts, images, references.photographs, all_scores, results["conditions"], front
     )
     evaluation_store.write(REPORT, report_html.encode())

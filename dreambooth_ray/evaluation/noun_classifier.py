@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from dreambooth_ray.evaluation.encoders import TOY_ATTRIBUTES, TextEncoder
+from dreambooth_ray.evaluation.encoders import TOY_ATTRIBUTES, ImageTextEncoder
 from dreambooth_ray.toyworld.attributes import CLASSES
 
 # What a subject could otherwise be; the class noun itself is added.
@@ -20,7 +20,7 @@ _SCALE = 100.0
 
 
 def make_noun_classifier(
-    encoder: TextEncoder, class_noun: str
+    encoder: ImageTextEncoder, class_noun: str
 ) -> Callable[[list[Image.Image]], list[tuple[float, str]]]:
     """A function of images: the probability of `class_noun` in each, and the likeliest noun."""
     is_toy = encoder.uri == TOY_ATTRIBUTES

@@ -13,9 +13,9 @@ class ScoredCheckpoint:
     drift: float
 
 
-def find_front(scored: Sequence[ScoredCheckpoint]) -> list[ScoredCheckpoint]:
+def find_pareto_front(scored: Sequence[ScoredCheckpoint]) -> list[ScoredCheckpoint]:
     """Checkpoints that no other beats in both, by step; of equals the earliest."""
-    return sorted((s for s in scored if not any(_dominates(o, s) for o in scored)), key=_by_step)
+    return sorted((s for s in scored if not any(_dominates(o, s) for o in scored)), key=_get_step)
 
 
 def _dominates(one: ScoredCheckpoint, other: ScoredCheckpoint) -> bool:
@@ -24,20 +24,22 @@ def _dominates(one: ScoredCheckpoint, other: ScoredCheckpoint) -> bool:
     return one.fidelity >= other.fidelity and one.drift <= other.drift
 
 
-def _by_step(scored: ScoredCheckpoint) -> int:
+def _get_step(scored: ScoredCheckpoint) -> int:
     return scored.step
 
 
-def select_best(scored: Sequence[ScoredCheckpoint], max_drift: float) -> ScoredCheckpoint | None:
+def select_best_checkpoint(
+    scored: Sequence[ScoredCheckpoint], max_drift: float
+) -> ScoredCheckpoint | None:
     """The highest fidelity with drift up to `max_drift`; where there is none, the least drift.
 
     Of equals the earliest.
     """
     if not scored:
         return None
-    within_drift_limit = [s for s in scored if s.drift <= max_drift]
-    if within_drift_limit:
-        return max(within_drift_limit, key=lambda s: (s.fidelity, -s.drift, -s.step))
+    checkpoints_within_drift = [s for s in scored if s.drift <= max_drift]
+    if checkpoints_within_drift:
+        return max(checkpoints_within_drift, key=lambda s: (s.fidelity, -s.drift, -s.step))
     return min(scored, key=lambda s: (s.drift, -s.fidelity, s.step))
 
 
@@ -50,13 +52,14 @@ def find_stall_step(
     fidelity or in drift. patience 0 never stalls.
     """
     evaluations_without_gain, previous_checkpoints = 0, list[ScoredCheckpoint]()
-    for checkpoint in sorted(scored, key=_by_step):
+    for scored_checkpoint in sorted(scored, key=_get_step):
         is_gain = all(
-            checkpoint.fidelity > e.fidelity + min_gain or checkpoint.drift < e.drift - min_gain
+            scored_checkpoint.fidelity > e.fidelity + min_gain
+            or scored_checkpoint.drift < e.drift - min_gain
             for e in previous_checkpoints
         )
         evaluations_without_gain = 0 if is_gain else evaluations_without_gain + 1
-        previous_checkpoints.append(checkpoint)
+        previous_checkpoints.append(scored_checkpoint)
         if patience and evaluations_without_gain >= patience:
-            return checkpoint.step
+            return scored_checkpoint.step
     return None

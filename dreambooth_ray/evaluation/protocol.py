@@ -25,8 +25,8 @@ Manner = Literal["object", "live"]
 CHUNK_SIZE = 8
 
 
-class Encoders(Section):
-    """URIs of the networks, by what they are used for; `encoders.load_encoder` reads them."""
+class EncoderUris(Section):
+    """URIs of the networks, by what they are used for; `encoders.load_image_encoder` reads them."""
 
     dino: Text = Field(description="subject fidelity, PRES and DIV")
     clip_i: Text = Field(description="subject fidelity, the second")
@@ -34,7 +34,7 @@ class Encoders(Section):
     copies: Text = Field("pixels", description="memorisation")
 
 
-class Protocol(SamplingParams):
+class EvaluationProtocol(SamplingParams):
     """One way to evaluate, read from YAML."""
 
     name: Text
@@ -48,7 +48,7 @@ class Protocol(SamplingParams):
     seed: int = Field(0, ge=0)
     num_inference_steps: NumInferenceSteps = 50
     guidance_scale: GuidanceScale = 7.5
-    encoders: Encoders
+    encoders: EncoderUris
     copy_bound: float = Field(0.9, gt=0, le=1)
     truths: bool = Field(False, description="also what the toy world knows of its images")
     max_inference_steps: int | None = Field(
@@ -56,12 +56,14 @@ class Protocol(SamplingParams):
     )
 
     @model_validator(mode="after")
-    def _has_prompts(self) -> "Protocol":
+    def _refuse_empty_prompts(self) -> "EvaluationProtocol":
         if not all(self.prompts.values()):
             raise ValueError("a list of prompts is empty; leave it out, or fill it")
         return self
 
-    def fill_sampling_defaults(self, family: ModelFamily, key: str = "--protocol") -> "Protocol":
+    def fill_sampling_defaults(
+        self, family: ModelFamily, key: str = "--protocol"
+    ) -> "EvaluationProtocol":
         """With the family's own values for sampling parameters that it leaves open.
 
         key: the setting to name in an error
@@ -81,40 +83,42 @@ class Protocol(SamplingParams):
 
     def identity_values(self) -> dict[str, Any]:
         """As of sampling parameters: evaluations keep their names when a key is added."""
-        values = super().identity_values()
+        identifying_values = super().identity_values()
         if self.max_inference_steps is None:
-            del values["max_inference_steps"]
-        return values
+            del identifying_values["max_inference_steps"]
+        return identifying_values
 
     def choose_prompt_set(self, class_noun: str) -> Manner:
         """Which prompts a class noun takes."""
-        is_live = class_noun.lower() in self.live_nouns and "live" in self.prompts
-        return "live" if is_live or "object" not in self.prompts else "object"
+        is_live_noun = class_noun.lower() in self.live_nouns and "live" in self.prompts
+        return "live" if is_live_noun or "object" not in self.prompts else "object"
 
 
-def protocol_names() -> list[str]:
+def list_protocol_names() -> list[str]:
     """Names of the protocols that ship."""
-    folder = files("dreambooth_ray.evaluation") / "protocols"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir())
+    protocols_folder = files("dreambooth_ray.evaluation") / "protocols"
+    return sorted(f.name.removesuffix(".yaml") for f in protocols_folder.iterdir())
 
 
-def load_protocol(name: str, key: str = "--protocol") -> Protocol:
+def load_protocol(name: str, key: str = "--protocol") -> EvaluationProtocol:
     """A shipped protocol by name, or a YAML file; raises ConfigError naming what is wrong."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        text = read_text_file(path)
-    elif name in protocol_names():
+    protocol_path = Path(name).expanduser()
+    if protocol_path.is_file():
+        protocol_text = read_text_file(protocol_path)
+    elif name in list_protocol_names():
         shipped_file = files("dreambooth_ray.evaluation") / "protocols" / f"{name}.yaml"
-        text = shipped_file.read_text(encoding="utf-8")
+        protocol_text = shipped_file.read_text(encoding="utf-8")
     else:
-        shipped_names = ", ".join(protocol_names())
+        shipped_names = ", ".join(list_protocol_names())
         raise ConfigError(f"{key}={name!r} is neither a file nor one of {shipped_names}")
     try:
-        return Protocol.model_validate(parse_yaml(text, f"{key}={name}", Protocol))
+        return EvaluationProtocol.model_validate(
+            parse_yaml(protocol_text, f"{key}={name}", EvaluationProtocol)
+        )
     except ValidationError as error:
         first_error = error.errors()[0]
-        error_key = ".".join(str(part) for part in first_error["loc"])
-        raise ConfigError(f"{key}={name!r}: {error_key}: {first_error['msg']}") from error
+        invalid_key = ".".join(str(part) for part in first_error["loc"])
+        raise ConfigError(f"{key}={name!r}: {invalid_key}: {first_error['msg']}") from error
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class EvaluationPrompt:
 class EvaluationSpec:
     """All that an evaluation's numbers depend on."""
 
-    protocol: Protocol
+    protocol: EvaluationProtocol
     model_hash: str
     identifier: str
     class_noun: str
@@ -145,18 +149,18 @@ class EvaluationSpec:
     @property
     def digest(self) -> str:
         """Name of the evaluation: equal ones share their images."""
-        text = json.dumps(self.as_json(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        spec_text = json.dumps(self.as_json(), sort_keys=True)
+        return hashlib.sha256(spec_text.encode()).hexdigest()[:16]
 
 
-def evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
+def build_evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
     """Every image of an evaluation, in its order; a pure function of the specification."""
     protocol, prompts = spec.protocol, []
 
-    def add_prompts(kind: Kind, template: str, count: int) -> None:
-        class_text = template.replace("{class_noun}", spec.class_noun)
-        plain_prompt = " ".join(class_text.replace("{identifier}", "").split())
-        prompt = " ".join(class_text.replace("{identifier}", spec.identifier).split())
+    def add_prompts(kind: Kind, prompt_template: str, count: int) -> None:
+        template_with_class = prompt_template.replace("{class_noun}", spec.class_noun)
+        plain_prompt = " ".join(template_with_class.replace("{identifier}", "").split())
+        prompt = " ".join(template_with_class.replace("{identifier}", spec.identifier).split())
         for k in range(count):
             prompts.append(
                 EvaluationPrompt(
@@ -164,12 +168,12 @@ def evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
                 )
             )
 
-    for template in protocol.prompts[protocol.choose_prompt_set(spec.class_noun)]:
-        add_prompts("subject", template, protocol.images_per_prompt)
+    for prompt_template in protocol.prompts[protocol.choose_prompt_set(spec.class_noun)]:
+        add_prompts("subject", prompt_template, protocol.images_per_prompt)
     add_prompts("class", protocol.class_prompt, protocol.class_images)
-    for template in protocol.other_prompts:
-        if template != protocol.class_prompt.replace("{class_noun}", spec.class_noun):
-            add_prompts("other", template, protocol.images_per_other)
+    for prompt_template in protocol.other_prompts:
+        if prompt_template != protocol.class_prompt.replace("{class_noun}", spec.class_noun):
+            add_prompts("other", prompt_template, protocol.images_per_other)
     return prompts
 
 
@@ -181,6 +185,6 @@ def sampling_seed(seed: int, kind: str, prompt: str, index: int) -> int:
     )
 
 
-def split_chunks(count: int) -> list[range]:
+def split_image_chunks(count: int) -> list[range]:
     """Indices of the images that are generated and committed together."""
     return [range(k, min(k + CHUNK_SIZE, count)) for k in range(0, count, CHUNK_SIZE)]

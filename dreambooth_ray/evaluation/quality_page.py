@@ -3,18 +3,20 @@
 from dataclasses import asdict
 
 from dreambooth_ray.data.quality.inspection import InspectionReport
-from dreambooth_ray.evaluation.html_page import image_uri, render_page
+from dreambooth_ray.evaluation.html_page import image_data_uri, render_page
 
 
-def doctor_page(report: InspectionReport) -> str:
+def render_quality_page(report: InspectionReport) -> str:
     """One HTML file: photographs, issues with their images, and every number."""
-    uris = {p.name: image_uri(p.image, 320) for p in report.photos}
-    photos = [
+    photo_uris = {p.name: image_data_uri(p.image, 320) for p in report.photos}
+    photo_entries = [
         {
             "name": p.name,
-            "uri": uris[p.name],
-            "subject_uri": image_uri(subject, 320) if (subject := p.subject_image) else "",
-            "subject_noun": p.region.source_phrase,
+            "uri": photo_uris[p.name],
+            "subject_uri": image_data_uri(subject, 320)
+            if (subject := p.isolated_subject_image)
+            else "",
+            "subject_noun": p.region.region_source_text,
             "size": f"{p.width_px}x{p.height_px}",
             "subject": p.region.describe(),
             "sharpness": f"{p.sharpness.subject:.2f}",
@@ -26,11 +28,11 @@ def doctor_page(report: InspectionReport) -> str:
         }
         for p in report.photos
     ]
-    findings = [
+    issue_entries = [
         asdict(f)
         | {
-            "uris": [uris[name] for name in f.photographs[:2]],
-            "measurement": f.describe_measurement(),
+            "uris": [photo_uris[name] for name in f.photographs[:2]],
+            "measurement": f.describe_measured_value(),
         }
         for f in report.issues
     ]
@@ -38,7 +40,7 @@ def doctor_page(report: InspectionReport) -> str:
         "doctor.html.j2",
         folder=report.folder,
         verdict=report.worst_severity,
-        photos=photos,
-        findings=findings,
+        photos=photo_entries,
+        findings=issue_entries,
         skipped=report.skipped,
     )

@@ -14,13 +14,13 @@ from torch import Tensor
 from dreambooth_ray.actor_pool import ActorPool, PoolWords
 from dreambooth_ray.config.machines import ClusterConfig, CountRange
 from dreambooth_ray.evaluation.actor_resources import build_actor_class
-from dreambooth_ray.evaluation.encoders import load_encoder
+from dreambooth_ray.evaluation.encoders import load_image_encoder
 from dreambooth_ray.evaluation.protocol import (
-    Encoders,
+    EncoderUris,
     EvaluationPrompt,
+    EvaluationProtocol,
     EvaluationSpec,
-    Protocol,
-    split_chunks,
+    split_image_chunks,
 )
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request, png_receipt
@@ -40,10 +40,12 @@ def chunk_name(index: int) -> str:
     return f"chunk-{index:05d}"
 
 
-def committed_chunks(store: Store) -> set[int]:
+def list_committed_chunks(store: Store) -> set[int]:
     """Indices of the committed chunks."""
-    metadata_files = (n for n in store.names() if n.startswith("chunk-") and n.endswith(".json"))
-    return {int(n.removeprefix("chunk-").removesuffix(".json")) for n in metadata_files}
+    chunk_metadata_names = (
+        n for n in store.names() if n.startswith("chunk-") and n.endswith(".json")
+    )
+    return {int(n.removeprefix("chunk-").removesuffix(".json")) for n in chunk_metadata_names}
 
 
 class SampleActor:
@@ -65,37 +67,39 @@ class SampleActor:
     def ready(self) -> bool:
         """Load model and encoders; True once they are."""
         self._engine = Engine(self._directory, device=self._device)
-        sorted_uris = sorted(set(encoder_uris(self._spec.protocol.encoders).values()))
-        self._encoders = [load_encoder(uri, self._device) for uri in sorted_uris]
+        sorted_encoder_uris = sorted(set(encoder_uris(self._spec.protocol.encoders).values()))
+        self._encoders = [load_image_encoder(uri, self._device) for uri in sorted_encoder_uris]
         return True
 
     def generate_samples(self, chunk: int) -> int:
         """Generate, embed and commit one chunk; returns how many images it holds."""
-        image_indices = split_chunks(len(self._prompts))[chunk]
-        spec = self._spec
-        requests = [
-            as_request(self._prompts[image_index], spec.protocol, spec.size_px)
+        image_indices = split_image_chunks(len(self._prompts))[chunk]
+        evaluation_spec = self._spec
+        sampling_requests = [
+            build_sampling_request(
+                self._prompts[image_index], evaluation_spec.protocol, evaluation_spec.size_px
+            )
             for image_index in image_indices
         ]
-        samples = self._engine.sample(requests)
-        images = [sample.image for sample in samples]
-        vectors = {e.uri: e.embed_images(images).contiguous() for e in self._encoders}
+        sample_outputs = self._engine.sample(sampling_requests)
+        images = [sample.image for sample in sample_outputs]
+        vectors_by_encoder = {e.uri: e.embed_images(images).contiguous() for e in self._encoders}
         with tempfile.TemporaryDirectory(prefix="dreambooth-evaluation-") as folder:
-            for image_index, sample in zip(image_indices, samples, strict=True):
-                receipt = png_receipt(sample.request, model_hash=self._spec.model_hash)
-                sample.image.save(Path(folder) / image_name(image_index), pnginfo=receipt)
-            save_file(vectors, Path(folder) / _VECTORS)
-            artifact_metadata: dict[str, object] = {
+            for image_index, sample in zip(image_indices, sample_outputs, strict=True):
+                png_metadata = png_receipt(sample.request, model_hash=self._spec.model_hash)
+                sample.image.save(Path(folder) / image_name(image_index), pnginfo=png_metadata)
+            save_file(vectors_by_encoder, Path(folder) / _VECTORS)
+            chunk_metadata: dict[str, object] = {
                 "kind": "evaluation chunk",
                 "first": image_indices[0],
             }
-            manifest.commit_artifact(
-                self._store, chunk_name(chunk), Path(folder), artifact_metadata
-            )
+            manifest.commit_artifact(self._store, chunk_name(chunk), Path(folder), chunk_metadata)
         return len(image_indices)
 
 
-def as_request(prompt: EvaluationPrompt, protocol: Protocol, size_px: int | None) -> Request:
+def build_sampling_request(
+    prompt: EvaluationPrompt, protocol: EvaluationProtocol, size_px: int | None
+) -> Request:
     """The engine's request for one prompt of an evaluation."""
     return Request(
         prompt.prompt,
@@ -111,7 +115,7 @@ def image_name(index: int) -> str:
     return f"{index:06d}.png"
 
 
-def encoder_uris(encoders: Encoders) -> dict[str, str]:
+def encoder_uris(encoders: EncoderUris) -> dict[str, str]:
     """URI by use."""
     return {str(use): str(uri) for use, uri in encoders.model_dump().items()}
 
@@ -130,10 +134,15 @@ def generate_samples(
     An actor that dies is replaced and its chunk generated again, with the same images.
     raises: DreamBoothError if chunks keep failing, CapacityError if no actor starts in time
     """
-    committed_indices, all_chunks = committed_chunks(store), split_chunks(len(prompts))
-    missing_chunks = [k for k in range(len(all_chunks)) if k not in committed_indices]
-    num_done = sum(len(all_chunks[k]) for k in committed_indices)
-    on_progress(num_done, len(prompts))
+    committed_chunk_indices, chunk_image_indices = (
+        list_committed_chunks(store),
+        split_image_chunks(len(prompts)),
+    )
+    missing_chunks = [
+        k for k in range(len(chunk_image_indices)) if k not in committed_chunk_indices
+    ]
+    num_images_done = sum(len(chunk_image_indices[k]) for k in committed_chunk_indices)
+    on_progress(num_images_done, len(prompts))
     if not missing_chunks:
         return
     store.write("spec.json", json.dumps(spec.as_json(), indent=1).encode())
@@ -142,20 +151,20 @@ def generate_samples(
     def create_actor() -> Any:
         return actor_class.remote(str(directory), store.uri, spec, prompts, gpu)
 
-    def start_chunk(actor: Any, chunk: int) -> Any:
-        return actor.generate_samples.remote(chunk)
+    def submit_chunk(actor: Any, chunk_index: int) -> Any:
+        return actor.generate_samples.remote(chunk_index)
 
-    actor_range = CountRange(min=1, max=actors)
+    actor_count_range = CountRange(min=1, max=actors)
     actor_pool = ActorPool[int](
-        create_actor, actor_range, len(missing_chunks), ClusterConfig().wait_s, _WORDS
+        create_actor, actor_count_range, len(missing_chunks), ClusterConfig().wait_s, _WORDS
     )
     try:
         while missing_chunks:
-            for chunk, num_images in actor_pool.process_chunks(missing_chunks, start_chunk):
-                if chunk in missing_chunks:  # a slow one may come twice
-                    missing_chunks.remove(chunk)
-                    num_done += num_images
-                    on_progress(num_done, len(prompts))
+            for chunk_index, num_images in actor_pool.process_chunks(missing_chunks, submit_chunk):
+                if chunk_index in missing_chunks:  # a slow one may come twice
+                    missing_chunks.remove(chunk_index)
+                    num_images_done += num_images
+                    on_progress(num_images_done, len(prompts))
     finally:
         actor_pool.close()
 
@@ -169,12 +178,15 @@ def collect_samples(
     """
     images: list[Image.Image] = []
     vector_chunks: dict[str, list[Tensor]] = {}
-    for chunk, image_indices in enumerate(split_chunks(count)):
-        folder = local / str(chunk)
-        manifest.download_artifact(store, chunk_name(chunk), folder)
+    for chunk_index, image_indices in enumerate(split_image_chunks(count)):
+        chunk_folder = local / str(chunk_index)
+        manifest.download_artifact(store, chunk_name(chunk_index), chunk_folder)
         for image_index in image_indices:
-            with Image.open(folder / image_name(image_index)) as image:
+            with Image.open(chunk_folder / image_name(image_index)) as image:
                 images.append(image.convert("RGB"))
-        for uri, vectors in load_file(folder / _VECTORS).items():
-            vector_chunks.setdefault(uri, []).append(vectors)
-    return images, {uri: torch.cat(rows) for uri, rows in vector_chunks.items()}
+        for encoder_uri, chunk_vectors in load_file(chunk_folder / _VECTORS).items():
+            vector_chunks.setdefault(encoder_uri, []).append(chunk_vectors)
+    return images, {
+        encoder_uri: torch.cat(vector_batches)
+        for encoder_uri, vector_batches in vector_chunks.items()
+    }

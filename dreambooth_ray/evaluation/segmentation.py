@@ -16,7 +16,7 @@ from dreambooth_ray.data.masks import MASK_SUFFIX, check_mask
 from dreambooth_ray.errors import ConfigError, DataError, StorageError
 from dreambooth_ray.models.components import quiet_libraries
 from dreambooth_ray.models.model_location import fetch_part
-from dreambooth_ray.models.network_loading import explained_loading, load_whole_network
+from dreambooth_ray.models.network_loading import explained_loading, load_network_strictly
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.storage.local_files import create_by_link
 
@@ -41,15 +41,15 @@ class Segmenter:
         quiet_libraries()
         from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation  # noqa: PLC0415
 
-        folder = fetch_part(uri, _PART, _KEY)
-        with explained_loading(folder):
-            _check_kind(folder, uri)
-            weight_files = find_weights(folder, _PART)
-            self._network: Any = load_whole_network(
-                AutoModelForSemanticSegmentation, folder, weight_files.variant
+        model_folder = fetch_part(uri, _PART, _KEY)
+        with explained_loading(model_folder):
+            _check_segmentation_model(model_folder, uri)
+            weight_files = find_weights(model_folder, _PART)
+            self._network: Any = load_network_strictly(
+                AutoModelForSemanticSegmentation, model_folder, weight_files.variant
             ).eval()
-            self._processor: Any = AutoImageProcessor.from_pretrained(folder)
-        self._classes = _find_classes(self._network.config.id2label, class_noun, uri)
+            self._processor: Any = AutoImageProcessor.from_pretrained(model_folder)
+        self._classes = _find_subject_classes(self._network.config.id2label, class_noun, uri)
 
     @torch.no_grad()
     def segment(self, image: Image.Image) -> Image.Image:
@@ -58,20 +58,20 @@ class Segmenter:
         processor_options = (
             {"do_center_crop": False} if hasattr(self._processor, "do_center_crop") else {}
         )
-        inputs = self._processor(
+        processor_inputs = self._processor(
             images=[image.convert("RGB")], return_tensors="pt", **processor_options
         )
-        logits: Tensor = self._network(pixel_values=inputs["pixel_values"]).logits
+        logits: Tensor = self._network(pixel_values=processor_inputs["pixel_values"]).logits
         size = (image.height, image.width)
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)[0]
         if len(logits) == 1:
-            is_subject = logits[0] > 0
+            is_subject_pixel = logits[0] > 0
         else:
-            is_subject = torch.isin(logits.argmax(dim=0), torch.tensor(self._classes))
-        return Image.fromarray((is_subject * 255).to(torch.uint8).numpy())
+            is_subject_pixel = torch.isin(logits.argmax(dim=0), torch.tensor(self._classes))
+        return Image.fromarray((is_subject_pixel * 255).to(torch.uint8).numpy())
 
 
-def _check_kind(folder: Path, uri: str) -> None:
+def _check_segmentation_model(folder: Path, uri: str) -> None:
     """raises: ConfigError for what is no network for semantic segmentation"""
     from transformers import (  # noqa: PLC0415
         MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
@@ -91,32 +91,35 @@ def _check_kind(folder: Path, uri: str) -> None:
         )
 
 
-def _find_classes(labels: Mapping[int, str], class_noun: str, uri: str) -> list[int]:
+def _find_subject_classes(labels: Mapping[int, str], class_noun: str, uri: str) -> list[int]:
     """Which of a network's classes are the subject's; raises ConfigError where none is."""
-    names_by_class = {index: _split_label(label) for index, label in labels.items()}
+    names_by_class = {index: _split_class_names(label) for index, label in labels.items()}
     noun = " ".join(class_noun.lower().split())
-    matching_classes = [index for index, words in names_by_class.items() if noun in words]
+    matching_classes = [
+        index for index, class_names in names_by_class.items() if noun in class_names
+    ]
     if matching_classes:
         return matching_classes
     if len(names_by_class) <= 2:
         foreground_classes = [
-            index for index, words in names_by_class.items() if not words & _BACKGROUNDS
+            index for index, class_names in names_by_class.items() if not class_names & _BACKGROUNDS
         ]
         return foreground_classes[-1:] or [max(names_by_class)]
-    known_names = sorted(set().union(*names_by_class.values()))
+    known_class_names = sorted(set().union(*names_by_class.values()))
     close_names = (
-        difflib.get_close_matches(noun, known_names, _MAX_NAMED, 0.4) or known_names[:_MAX_NAMED]
+        difflib.get_close_matches(noun, known_class_names, _MAX_NAMED, 0.4)
+        or known_class_names[:_MAX_NAMED]
     )
-    request_text = (
+    noun_problem_text = (
         f"--class-noun={class_noun!r} is none of them" if noun else "it needs --class-noun"
     )
     raise ConfigError(
-        f"{_KEY}={uri!r} tells {len(names_by_class)} classes apart, and {request_text}; take one "
-        f"of its own, such as {', '.join(close_names)}"
+        f"{_KEY}={uri!r} tells {len(names_by_class)} classes apart, and {noun_problem_text}; take "
+        f"one of its own, such as {', '.join(close_names)}"
     )
 
 
-def _split_label(label: str) -> set[str]:
+def _split_class_names(label: str) -> set[str]:
     """A label of several names, such as "dog, domestic dog"."""
     return {" ".join(name.lower().split()) for name in re.split("[,;/]", str(label))}
 

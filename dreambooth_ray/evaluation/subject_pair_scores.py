@@ -17,7 +17,7 @@ CUTS = (0.35, 0.5, 0.65)
 _Box = tuple[int, int, int, int]
 
 
-def list_cuts(width_px: int, height_px: int) -> list[tuple[_Box, _Box]]:
+def list_image_cuts(width_px: int, height_px: int) -> list[tuple[_Box, _Box]]:
     """The two parts of every cut, as boxes in pixels: upright cuts first."""
     vertical_cuts = [round(width_px * cut) for cut in CUTS]
     horizontal_cuts = [round(height_px * cut) for cut in CUTS]
@@ -27,13 +27,13 @@ def list_cuts(width_px: int, height_px: int) -> list[tuple[_Box, _Box]]:
     ]
 
 
-def crop_parts(image: Image.Image) -> list[Image.Image]:
+def crop_image_parts(image: Image.Image) -> list[Image.Image]:
     """Both parts of every cut, one after the other."""
-    return [image.crop(box) for pair in list_cuts(*image.size) for box in pair]
+    return [image.crop(box) for pair in list_image_cuts(*image.size) for box in pair]
 
 
 @dataclass(frozen=True)
-class PairScores:
+class SubjectPairScores:
     """Of two subjects, in this order; cosines of the encoder, -1 to 1.
 
     likeness: of each one's part of the image to its photographs; higher is better
@@ -51,18 +51,18 @@ class PairScores:
     both: float
 
 
-def score_pair(
+def score_subject_pair(
     photographs: tuple[Tensor, Tensor],
     alone: tuple[Tensor, Tensor],
     parts: Sequence[Tensor],
     alone_parts: Sequence[Tensor],
-) -> PairScores:
+) -> SubjectPairScores:
     """Scores of two subjects, by unit vectors.
 
     photographs: (N, D) of each; alone: (M, D) of images of each alone; parts, alone_parts: for each
-    image of both, and of one alone, (P, D) of `crop_parts`
+    image of both, and of one alone, (P, D) of `crop_image_parts`
     """
-    common_likeness = float((photographs[0] @ photographs[1].T).mean())
+    between_subject_cosine = float((photographs[0] @ photographs[1].T).mean())
     part_cosines = torch.stack([_choose_part_cosines(vectors, photographs) for vectors in parts])
     alone_part_cosines = torch.stack(
         [_choose_part_cosines(vectors, photographs) for vectors in alone_parts]
@@ -77,11 +77,11 @@ def score_pair(
         _mean_cosine(images, other_photographs)
         for images, other_photographs in zip(alone, photographs[::-1], strict=True)
     ]
-    return PairScores(
-        likeness=_round_pair(own_cosines.mean(dim=0)),
-        bleed=_round_pair(other_cosines.mean(dim=0) - common_likeness),
-        alone_likeness=_round_pair(torch.stack(alone_own_cosines)),
-        alone_bleed=_round_pair(torch.stack(alone_other_cosines) - common_likeness),
+    return SubjectPairScores(
+        likeness=_round_two_values(own_cosines.mean(dim=0)),
+        bleed=_round_two_values(other_cosines.mean(dim=0) - between_subject_cosine),
+        alone_likeness=_round_two_values(torch.stack(alone_own_cosines)),
+        alone_bleed=_round_two_values(torch.stack(alone_other_cosines) - between_subject_cosine),
         both=float(
             (_weaker_likeness(part_cosines) > _weaker_likeness(alone_part_cosines).max())
             .float()
@@ -108,10 +108,10 @@ def _choose_part_cosines(vectors: Tensor, photographs: tuple[Tensor, Tensor]) ->
     """
     cosines = torch.stack([(vectors @ p.T).mean(dim=1) for p in photographs], dim=1)
     cut_cosines = cosines.reshape(-1, 2, 2)
-    part_assignments = torch.cat([cut_cosines, cut_cosines.flip(1)])
-    return part_assignments[part_assignments.diagonal(dim1=1, dim2=2).sum(dim=1).argmax()]
+    assignment_cosines = torch.cat([cut_cosines, cut_cosines.flip(1)])
+    return assignment_cosines[assignment_cosines.diagonal(dim1=1, dim2=2).sum(dim=1).argmax()]
 
 
-def _round_pair(values: Tensor) -> tuple[float, float]:
+def _round_two_values(values: Tensor) -> tuple[float, float]:
     first_value, second_value = (round(float(value), 4) for value in values)
     return first_value, second_value

@@ -11,18 +11,22 @@ from PIL import Image
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
-from dreambooth_ray.data.remote_images import photographs_folder
+from dreambooth_ray.data.remote_images import fetch_photographs_folder
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.evaluation.encoders import load_encoder
-from dreambooth_ray.evaluation.html_page import image_uri, render_page
+from dreambooth_ray.evaluation.encoders import load_image_encoder
+from dreambooth_ray.evaluation.html_page import image_data_uri, render_page
 from dreambooth_ray.evaluation.protocol import (
     EvaluationPrompt,
+    EvaluationProtocol,
     EvaluationSpec,
-    Protocol,
     sampling_seed,
 )
 from dreambooth_ray.evaluation.sample_actor import collect_samples, generate_samples
-from dreambooth_ray.evaluation.subject_pair_scores import PairScores, crop_parts, score_pair
+from dreambooth_ray.evaluation.subject_pair_scores import (
+    SubjectPairScores,
+    crop_image_parts,
+    score_subject_pair,
+)
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import base_directory, model_hash
 from dreambooth_ray.storage.manifest import file_hash
@@ -60,53 +64,53 @@ def list_subjects(config: Config) -> list[LearnedSubject]:
         LearnedSubject(
             config.word(subject),
             f"a {config.word(subject)} {subject.class_noun}".strip(),
-            tuple(find_photographs(photographs_folder(subject.photos))),
+            tuple(find_photographs(fetch_photographs_folder(subject.photos))),
         )
         for subject in config.all_subjects
     ]
 
 
-def list_prompts(
-    subjects: list[LearnedSubject], protocol: Protocol
+def list_pair_prompts(
+    subjects: list[LearnedSubject], protocol: EvaluationProtocol
 ) -> tuple[list[EvaluationPrompt], list[list[int]], list[PairPrompts]]:
     """Every image: of each subject alone, and of every two; which are whose.
 
     Prompts are the protocol's that begin with the subject, one after the other.
     raises: ConfigError where it has none
     """
-    templates = [
-        template
-        for template in protocol.prompts[protocol.choose_prompt_set("")]
-        if template.startswith(_SUBJECT)
+    prompt_templates = [
+        prompt_template
+        for prompt_template in protocol.prompts[protocol.choose_prompt_set("")]
+        if prompt_template.startswith(_SUBJECT)
     ]
-    if not templates:
+    if not prompt_templates:
         raise ConfigError(f"--protocol={protocol.name!r} has no prompt that begins {_SUBJECT!r}")
     prompts: list[EvaluationPrompt] = []
 
     def add_prompts(phrase: str) -> list[int]:
-        first_index = len(prompts)
-        for template in templates:
-            prompt = template.replace(_SUBJECT, phrase)
+        first_prompt_index = len(prompts)
+        for prompt_template in prompt_templates:
+            prompt = prompt_template.replace(_SUBJECT, phrase)
             prompts.extend(
                 EvaluationPrompt(
                     "subject", prompt, prompt, sampling_seed(protocol.seed, "subject", prompt, k)
                 )
                 for k in range(protocol.images_per_prompt)
             )
-        return list(range(first_index, len(prompts)))
+        return list(range(first_prompt_index, len(prompts)))
 
-    alone_positions = [add_prompts(subject.phrase) for subject in subjects]
-    pairs = [
+    alone_prompt_indices = [add_prompts(subject.phrase) for subject in subjects]
+    pair_prompts = [
         PairPrompts(i, k, add_prompts(f"{subjects[i].phrase} and {subjects[k].phrase}"))
         for i, k in combinations(range(len(subjects)), 2)
     ]
-    return prompts, alone_positions, pairs
+    return prompts, alone_prompt_indices, pair_prompts
 
 
 def evaluate_subject_pairs(
     directory: Path,
     subjects: list[LearnedSubject],
-    protocol: Protocol,
+    protocol: EvaluationProtocol,
     store: Store,
     *,
     size_px: int,
@@ -121,10 +125,10 @@ def evaluate_subject_pairs(
     raises: ConfigError, DataError, DreamBoothError
     """
     protocol = protocol.fill_sampling_defaults(find_family(base_directory(directory)))
-    prompts, alone_positions, pairs = list_prompts(subjects, protocol)
-    encoder = load_encoder(protocol.encoders.dino, key="encoders.dino")
-    photographs = [[read_photograph(path) for path in s.photographs] for s in subjects]
-    photograph_vectors = [encoder.embed_images(images) for images in photographs]
+    prompts, alone_prompt_indices, pair_prompts = list_pair_prompts(subjects, protocol)
+    image_encoder = load_image_encoder(protocol.encoders.dino, key="encoders.dino")
+    photographs_by_subject = [[read_photograph(path) for path in s.photographs] for s in subjects]
+    photograph_vectors = [image_encoder.embed_images(images) for images in photographs_by_subject]
     spec = EvaluationSpec(
         protocol,
         model_hash(directory),
@@ -136,75 +140,79 @@ def evaluate_subject_pairs(
     evaluation_store = store.sub(spec.digest)
     generate_samples(spec, prompts, directory, evaluation_store, actors, gpu, on_progress)
     with tempfile.TemporaryDirectory(prefix="dreambooth-results-") as folder:
-        images, image_vectors = collect_samples(evaluation_store, len(prompts), Path(folder))
-    part_vectors = [encoder.embed_images(crop_parts(image)) for image in images]
-    whole_vectors = image_vectors[protocol.encoders.dino]
+        images, vectors_by_encoder = collect_samples(evaluation_store, len(prompts), Path(folder))
+    image_part_vectors = [image_encoder.embed_images(crop_image_parts(image)) for image in images]
+    image_vectors = vectors_by_encoder[protocol.encoders.dino]
     pair_scores = []
-    for pair in pairs:
-        first_positions = alone_positions[pair.first]
-        second_positions = alone_positions[pair.second]
+    for pair in pair_prompts:
+        first_alone_indices = alone_prompt_indices[pair.first]
+        second_alone_indices = alone_prompt_indices[pair.second]
         pair_scores.append(
-            score_pair(
+            score_subject_pair(
                 (photograph_vectors[pair.first], photograph_vectors[pair.second]),
-                (whole_vectors[first_positions], whole_vectors[second_positions]),
-                [part_vectors[i] for i in pair.together],
-                [part_vectors[i] for i in (*first_positions, *second_positions)],
+                (image_vectors[first_alone_indices], image_vectors[second_alone_indices]),
+                [image_part_vectors[i] for i in pair.together],
+                [image_part_vectors[i] for i in (*first_alone_indices, *second_alone_indices)],
             )
         )
     identifier_pairs = [
-        (subjects[pair.first].identifier, subjects[pair.second].identifier) for pair in pairs
+        (subjects[pair.first].identifier, subjects[pair.second].identifier) for pair in pair_prompts
     ]
-    tiles = [[(images[i], prompts[i].prompt) for i in pair.together] for pair in pairs]
-    _write_results(evaluation_store, spec, identifier_pairs, pair_scores, tiles)
+    tiles = [[(images[i], prompts[i].prompt) for i in pair.together] for pair in pair_prompts]
+    _write_pair_results(evaluation_store, spec, identifier_pairs, pair_scores, tiles)
     return evaluation_store
 
 
-def _write_results(
+def _write_pair_results(
     evaluation_store: Store,
     spec: EvaluationSpec,
     identifier_pairs: list[tuple[str, str]],
-    pair_scores: list[PairScores],
+    pair_scores: list[SubjectPairScores],
     tiles: list[list[tuple[Image.Image, str]]],
 ) -> None:
-    totals = {
+    named_scores = {
         name: value
-        for pair_words, scores in zip(identifier_pairs, pair_scores, strict=True)
-        for name, value in list_totals(pair_words, scores).items()
+        for pair_words, scores_of_pair in zip(identifier_pairs, pair_scores, strict=True)
+        for name, value in name_pair_scores(pair_words, scores_of_pair).items()
     }
-    record = {"conditions": spec.as_json(), "totals": totals}
-    evaluation_store.write(RESULTS, json.dumps(record, indent=1).encode())
+    results_record = {"conditions": spec.as_json(), "totals": named_scores}
+    evaluation_store.write(RESULTS, json.dumps(results_record, indent=1).encode())
     evaluation_store.write(
         REPORT, _render_pairs(spec, identifier_pairs, pair_scores, tiles).encode()
     )
 
 
-def list_totals(words: tuple[str, str], scores: PairScores) -> dict[str, float]:
+def name_pair_scores(words: tuple[str, str], scores: SubjectPairScores) -> dict[str, float]:
     """Every number of a pair by its name: "sks + zwx: bleed of sks" is how far sks's part is zwx.
 
     words: identifiers
     """
     pair_name = " + ".join(words)
-    totals = {f"{pair_name}: both": scores.both}
-    for measure_name, values in asdict(scores).items():
+    named_scores = {f"{pair_name}: both": scores.both}
+    for measure_name, subject_values in asdict(scores).items():
         if measure_name != "both":
-            for identifier, value in zip(words, values, strict=True):
-                totals[f"{pair_name}: {measure_name.replace('_', ' ')} of {identifier}"] = value
-    return totals
+            for identifier, subject_value in zip(words, subject_values, strict=True):
+                named_scores[f"{pair_name}: {measure_name.replace('_', ' ')} of {identifier}"] = (
+                    subject_value
+                )
+    return named_scores
 
 
 def _render_pairs(
     spec: EvaluationSpec,
     identifier_pairs: list[tuple[str, str]],
-    pair_scores: list[PairScores],
+    pair_scores: list[SubjectPairScores],
     tiles: list[list[tuple[Image.Image, str]]],
 ) -> str:
     page_rows = [
         {
             "words": pair_words,
-            "scores": scores,
-            "tiles": [(image_uri(image, _TILE_PX), prompt) for image, prompt in pair_tiles],
+            "scores": scores_of_pair,
+            "tiles": [(image_data_uri(image, _TILE_PX), prompt) for image, prompt in pair_tiles],
         }
-        for pair_words, scores, pair_tiles in zip(identifier_pairs, pair_scores, tiles, strict=True)
+        for pair_words, scores_of_pair, pair_tiles in zip(
+            identifier_pairs, pair_scores, tiles, strict=True
+        )
     ]
     return render_page(
         "pairs.html.j2",

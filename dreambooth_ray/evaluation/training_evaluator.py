@@ -37,8 +37,10 @@ class TrainingEvaluator(StepEvaluator):
 
     def is_due(self, step: int) -> bool:
         """Whether to evaluate after this step, of which there will be a checkpoint."""
-        is_saved = step % self._config.checkpoint.every == 0 or step == self._config.train.steps
-        return is_saved and step not in self._points and is_evaluation_due(self._config, step)
+        has_checkpoint = (
+            step % self._config.checkpoint.every == 0 or step == self._config.train.steps
+        )
+        return has_checkpoint and step not in self._points and is_evaluation_due(self._config, step)
 
     def evaluate(self, step: int, sample_images: SampleImages) -> None:
         """Generate and score the protocol's images; scores and selection go into the run.
@@ -49,9 +51,11 @@ class TrainingEvaluator(StepEvaluator):
             # The encoders stay on the CPU: the accelerator's memory is the training's.
             protocol = load_checkpoint_protocol(self._config)
             self._scorer = ProtocolScorer(self._config, self._directory, protocol, "cpu")
-        totals = self._scorer.compute_totals(sample_images(self._scorer.requests))
-        self._scorer.write_totals(self._run, CheckpointId(step, self._lease), totals)
-        self._points[step] = scored_from_totals(step, totals, self._config.choice)
+        total_scores = self._scorer.compute_total_scores(sample_images(self._scorer.requests))
+        self._scorer.write_checkpoint_scores(
+            self._run, CheckpointId(step, self._lease), total_scores
+        )
+        self._points[step] = scored_from_totals(step, total_scores, self._config.choice)
         self._write_selection()
         log_evaluation(self._run, self._config.choice, [*self._points.values()], step)
 

@@ -18,44 +18,54 @@ def read_gpu_memory() -> list[int]:
     The driver's own tool is asked: torch would take memory of the GPU to tell how much there is.
     """
     visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible_names = (
+    visible_gpu_names = (
         None if visible_devices is None else [name.strip() for name in visible_devices.split(",")]
     )
-    instance_names = [name for name in visible_names or [] if name.startswith("MIG-")]
-    if instance_names:
-        return _read_instance_memory(instance_names)
-    output = _run_nvidia_smi("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
-    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
+    mig_instance_names = [name for name in visible_gpu_names or [] if name.startswith("MIG-")]
+    if mig_instance_names:
+        return _read_instance_memory(mig_instance_names)
+    nvidia_smi_output = _run_nvidia_smi(
+        "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"
+    )
+    gpu_rows = [
+        [cell.strip() for cell in line.split(",")] for line in nvidia_smi_output.splitlines()
+    ]
     return [
         int(mebibytes) * 2**20
-        for index, uuid, mebibytes in (row for row in rows if len(row) == 3)
+        for index, uuid, mebibytes in (row for row in gpu_rows if len(row) == 3)
         # Some devices do not tell: "[N/A]".
         if mebibytes.isdigit()
         and (
-            visible_names is None or index in visible_names or _is_uuid_visible(uuid, visible_names)
+            visible_gpu_names is None
+            or index in visible_gpu_names
+            or _is_uuid_visible(uuid, visible_gpu_names)
         )
     ]
 
 
 def _run_nvidia_smi(*options: str) -> str:
     """What it prints; nothing where there is none, or it fails."""
-    nvidia_smi = shutil.which("nvidia-smi")
-    if nvidia_smi is None:
+    nvidia_smi_path = shutil.which("nvidia-smi")
+    if nvidia_smi_path is None:
         return ""
     try:
         return subprocess.run(
-            [nvidia_smi, *options], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+            [nvidia_smi_path, *options],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=True,
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-def _read_instance_memory(visible_names: list[str]) -> list[int]:
+def _read_instance_memory(mig_instance_names: list[str]) -> list[int]:
     """Of parts of a GPU (MIG): their profile names GB, `3g.20gb`, and they have no less."""
     return [
         int(gigabytes) * 10**9
         for gigabytes, uuid in _GPU_INSTANCE.findall(_run_nvidia_smi("-L"))
-        if any(uuid.startswith(name) for name in visible_names)
+        if any(uuid.startswith(name) for name in mig_instance_names)
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dreambooth_ray.compat.torch_memory import PeakTracker, fake_tensors, list_weights
+from dreambooth_ray.compat.torch_peak_memory import PeakTracker, fake_tensors, list_weight_tensors
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.activation_checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components, load_tokenizer, quiet_libraries
@@ -21,7 +21,7 @@ from dreambooth_ray.models.precision import (
     cast_untrainable_encoders,
 )
 from dreambooth_ray.models.quantization import count_frozen_bytes
-from dreambooth_ray.models.trainable_params import apply_method, is_trained
+from dreambooth_ray.models.trainable_params import apply_train_method, has_trainable_weights
 
 _TIME_DTYPES = {"diffusion": torch.int64, "flow": torch.float32}
 
@@ -39,29 +39,35 @@ def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
     with torch.device("meta"):
         components = family.load_functions().build_empty(directory)
         if config.identifier.kind == "learned":
-            for encoder in family.trainable_text_encoders:
-                components.tokenizers[encoder.tokenizer] = load_tokenizer(
-                    directory, encoder.tokenizer, encoder.tokenizer_class
+            for encoder_part in family.trainable_text_encoders:
+                components.tokenizers[encoder_part.tokenizer] = load_tokenizer(
+                    directory, encoder_part.tokenizer, encoder_part.tokenizer_class
                 )
-        apply_method(config, components)
+        apply_train_method(config, components)
     _prepare_modules(config, components)
-    counts = _count_weights(config, components)
+    memory_counts = _count_weights(config, components)
     with fake_tensors():
-        for model in (components.denoiser, *components.text_encoders.values()):
-            _replace_tensors(model)
-        counts["with_gradients"] = _find_peak(config, components, batch, keeps_gradients=True)
-        counts["activations"] = _find_peak(config, components, batch, keeps_gradients=False)
-    return counts
+        for network in (components.denoiser, *components.text_encoders.values()):
+            _replace_tensors(network)
+        memory_counts["with_gradients"] = _measure_peak_memory(
+            config, components, batch, keeps_gradients=True
+        )
+        memory_counts["activations"] = _measure_peak_memory(
+            config, components, batch, keeps_gradients=False
+        )
+    return memory_counts
 
 
-def _replace_tensors(model: nn.Module) -> None:
+def _replace_tensors(network: nn.Module) -> None:
     """Put fake tensors of a CPU there: the meta device knows neither autocast nor its kernels."""
-    for module in model.modules():
+    for module in network.modules():
         for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             fake_weight = torch.empty_like(weight, device="cpu")
             module.register_parameter(name, nn.Parameter(fake_weight, weight.requires_grad))
-        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
-            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        for name, module_buffer in list(
+            module.named_buffers(recurse=False, remove_duplicate=False)
+        ):
+            setattr(module, name, torch.empty_like(module_buffer, device="cpu"))
 
 
 def _prepare_modules(config: Config, components: Components) -> None:
@@ -72,22 +78,24 @@ def _prepare_modules(config: Config, components: Components) -> None:
     for text_encoder in trained_encoders.values():
         text_encoder.train()
     if config.train.strategy == "ddp":
-        for model in (components.denoiser, *trained_encoders.values()):
-            cast_frozen_layers(model, config.train.precision)
-            cast_trained_layers(model, config.train.weight_dtype)
+        for network in (components.denoiser, *trained_encoders.values()):
+            cast_frozen_layers(network, config.train.precision)
+            cast_trained_layers(network, config.train.weight_dtype)
     if config.train.gradient_checkpointing:
         checkpoint_activations(components.denoiser, trained_encoders.values())
 
 
 def _list_trained_encoders(components: Components) -> dict[str, nn.Module]:
     return {
-        name: encoder for name, encoder in components.text_encoders.items() if is_trained(encoder)
+        name: encoder
+        for name, encoder in components.text_encoders.items()
+        if has_trainable_weights(encoder)
     }
 
 
 def _count_weights(config: Config, components: Components) -> dict[str, int]:
-    models: tuple[nn.Module, ...] = tuple(components.networks.values())
-    trained_weights = [p for model in models for p in model.parameters() if p.requires_grad]
+    networks: tuple[nn.Module, ...] = tuple(components.networks.values())
+    trained_weights = [p for network in networks for p in network.parameters() if p.requires_grad]
     return {
         "trained_unet": sum(p.numel() for p in components.denoiser.parameters() if p.requires_grad),
         "trained": sum(weight.numel() for weight in trained_weights),
@@ -108,28 +116,30 @@ def _count_factored(shape: torch.Size) -> int:
     return shape[:-1].numel() + (shape[:-2] + shape[-1:]).numel()
 
 
-def _find_peak(config: Config, components: Components, batch: int, *, keeps_gradients: bool) -> int:
+def _measure_peak_memory(
+    config: Config, components: Components, batch: int, *, keeps_gradients: bool
+) -> int:
     """Peak bytes, without weights, of a forward and a backward."""
     trained_encoders = _list_trained_encoders(components)
-    models = [components.denoiser, *trained_encoders.values()]
-    trained_weights = [w for model in models for w in model.parameters() if w.requires_grad]
+    networks = [components.denoiser, *trained_encoders.values()]
+    trained_weights = [w for network in networks for w in network.parameters() if w.requires_grad]
     for weight in trained_weights:
         weight.grad = None
-    hooks = (
+    gradient_hooks = (
         []
         if keeps_gradients
         else [w.register_post_accumulate_grad_hook(_drop_gradient) for w in trained_weights]
     )
     with PeakTracker(
-        list_weights([components.denoiser, *components.text_encoders.values()])
-    ) as peak:
-        _run_step(config, components, batch, trained_encoders)
-    for hook in hooks:
-        hook.remove()
-    return int(peak.peak_bytes)
+        list_weight_tensors([components.denoiser, *components.text_encoders.values()])
+    ) as peak_tracker:
+        _run_fake_step(config, components, batch, trained_encoders)
+    for gradient_hook in gradient_hooks:
+        gradient_hook.remove()
+    return int(peak_tracker.peak_bytes)
 
 
-def _run_step(
+def _run_fake_step(
     config: Config, components: Components, batch: int, trained_encoders: dict[str, nn.Module]
 ) -> None:
     model_functions, dtype = components.functions, autocast_dtype(config.train.precision)
@@ -141,9 +151,11 @@ def _run_step(
     conditioning = model_functions.example_conditioning(components, batch, config.train.side_px)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         if trained_encoders:
-            text_training = model_functions.text_training
-            text_functions = text_training.text_functions(components.trainable_text_encoders)
-            conditioning = text_training.encode_dummy_tokens(
+            text_training_functions = model_functions.text_training
+            text_functions = text_training_functions.text_functions(
+                components.trainable_text_encoders
+            )
+            conditioning = text_training_functions.encode_dummy_tokens(
                 components, text_functions, conditioning
             )
         denoiser_function = model_functions.denoiser_function(components.denoiser)

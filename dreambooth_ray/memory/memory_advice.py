@@ -11,7 +11,7 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.memory.device_memory import RESERVED_BYTES, usable_bytes
 from dreambooth_ray.memory.training_memory import (
     TrainingFootprint,
-    estimate_footprint,
+    estimate_training_footprint,
     images_per_worker,
 )
 
@@ -65,47 +65,58 @@ def find_fitting_settings(
     has_package: whether a setting that needs the package may be taken
     returns: None where even all of them do not fit
     """
-    candidates = [
-        candidate
-        for candidate in _list_candidates(config)
-        if not candidate.package or has_package(candidate.package)
+    candidate_settings = [
+        candidate_setting
+        for candidate_setting in _list_memory_settings(config)
+        if not candidate_setting.package or has_package(candidate_setting.package)
     ]
-    settings: dict[str, _MemorySetting] = {}
-    needed_bytes = estimate_footprint(config, directory).total_bytes
-    for candidate in candidates:
+    chosen_settings: dict[str, _MemorySetting] = {}
+    needed_bytes = estimate_training_footprint(config, directory).total_bytes
+    for candidate_setting in candidate_settings:
         if needed_bytes <= limit_bytes:
             break
-        extended_settings = {**settings, candidate.key: candidate}
+        extended_settings = {**chosen_settings, candidate_setting.key: candidate_setting}
         changed_config = _apply_settings(config, extended_settings)
         if changed_config is None:
             continue
-        changed_bytes = estimate_footprint(changed_config, directory).total_bytes
+        changed_bytes = estimate_training_footprint(changed_config, directory).total_bytes
         if changed_bytes < needed_bytes:
-            settings, needed_bytes = extended_settings, changed_bytes
+            chosen_settings, needed_bytes = extended_settings, changed_bytes
     if needed_bytes > limit_bytes:
         return None
-    for key in [key for key in reversed(settings) if key not in _FREE]:
-        for reduced_settings in _list_cheaper(settings, key, candidates):
+    for setting_key in [
+        setting_key for setting_key in reversed(chosen_settings) if setting_key not in _FREE
+    ]:
+        for reduced_settings in _list_cheaper_settings(
+            chosen_settings, setting_key, candidate_settings
+        ):
             changed_config = _apply_settings(config, reduced_settings)
             if (
                 changed_config
-                and estimate_footprint(changed_config, directory).total_bytes <= limit_bytes
+                and estimate_training_footprint(changed_config, directory).total_bytes
+                <= limit_bytes
             ):
-                settings = reduced_settings
+                chosen_settings = reduced_settings
                 break
-    fitted_config = _apply_settings(config, settings) or config
-    needed_bytes = estimate_footprint(fitted_config, directory).total_bytes
-    return FittingSettings(tuple(c.text for c in settings.values()), fitted_config, needed_bytes)
+    fitted_config = _apply_settings(config, chosen_settings) or config
+    needed_bytes = estimate_training_footprint(fitted_config, directory).total_bytes
+    return FittingSettings(
+        tuple(c.text for c in chosen_settings.values()), fitted_config, needed_bytes
+    )
 
 
-def _list_cheaper(
-    settings: dict[str, _MemorySetting], key: str, candidates: list[_MemorySetting]
+def _list_cheaper_settings(
+    settings: dict[str, _MemorySetting], key: str, candidate_settings: list[_MemorySetting]
 ) -> Iterator[dict[str, _MemorySetting]]:
     """Without a key, then with each value of it that comes before the one there."""
-    yield {name: candidate for name, candidate in settings.items() if name != key}
-    key_candidates = [candidate for candidate in candidates if candidate.key == key]
-    for cheaper in key_candidates[: key_candidates.index(settings[key])]:
-        yield {**settings, key: cheaper}
+    yield {name: candidate_setting for name, candidate_setting in settings.items() if name != key}
+    settings_of_key = [
+        candidate_setting
+        for candidate_setting in candidate_settings
+        if candidate_setting.key == key
+    ]
+    for cheaper_setting in settings_of_key[: settings_of_key.index(settings[key])]:
+        yield {**settings, key: cheaper_setting}
 
 
 def describe_shortage(
@@ -147,7 +158,7 @@ def find_heaviest_key(config: Config, footprint: TrainingFootprint) -> str:
     return "train.method"
 
 
-def _list_candidates(config: Config) -> Iterator[_MemorySetting]:
+def _list_memory_settings(config: Config) -> Iterator[_MemorySetting]:
     """Each on top of those before; those that the configuration does not allow are passed over."""
     train_config = config.train
     quantization_setting = _MemorySetting("model.quantization", "nf4", "bitsandbytes")

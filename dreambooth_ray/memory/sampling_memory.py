@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dreambooth_ray.compat.torch_memory import measure_peak_bytes
+from dreambooth_ray.compat.torch_peak_memory import measure_peak_bytes
 from dreambooth_ray.errors import CapacityError
 from dreambooth_ray.models.components import Components
 
@@ -33,36 +33,41 @@ class SamplingFootprint:
 _footprint_cache: dict[str, SamplingFootprint] = {}
 
 
-def measure_footprint(parts: Components) -> SamplingFootprint:
+def measure_sampling_footprint(parts: Components) -> SamplingFootprint:
     """Measure one row at the model's own size, denoiser and decoder; cached by kind of model."""
     denoiser, vae = parts.denoiser, parts.vae
     dtypes = denoiser.dtype, vae.dtype
-    model_key = f"{denoiser.config} {vae.config} {dtypes} {denoiser.device.type}"
-    if model_key not in _footprint_cache:
-        _footprint_cache[model_key] = _run_measurement(parts)
-    return _footprint_cache[model_key]
+    cache_key = f"{denoiser.config} {vae.config} {dtypes} {denoiser.device.type}"
+    if cache_key not in _footprint_cache:
+        _footprint_cache[cache_key] = _measure_uncached_footprint(parts)
+    return _footprint_cache[cache_key]
 
 
-def _run_measurement(parts: Components) -> SamplingFootprint:
-    denoiser, vae, functions = parts.denoiser, parts.vae, parts.functions
-    side_px = functions.default_side(parts)
-    latent_side = side_px // functions.latent_factor(vae)
-    weight, vae_weight = next(denoiser.parameters()), next(vae.parameters())
-    conditioning = functions.example_conditioning(parts, 1, side_px)
+def _measure_uncached_footprint(parts: Components) -> SamplingFootprint:
+    denoiser, vae, model_functions = parts.denoiser, parts.vae, parts.functions
+    side_px = model_functions.default_side(parts)
+    latent_side = side_px // model_functions.latent_factor(vae)
+    denoiser_weight, vae_weight = next(denoiser.parameters()), next(vae.parameters())
+    conditioning = model_functions.example_conditioning(parts, 1, side_px)
 
     def forward() -> None:
-        num_channels = functions.in_channels(denoiser, vae)
+        num_channels = model_functions.in_channels(denoiser, vae)
         x = torch.empty(
-            1, num_channels, latent_side, latent_side, dtype=weight.dtype, device=weight.device
+            1,
+            num_channels,
+            latent_side,
+            latent_side,
+            dtype=denoiser_weight.dtype,
+            device=denoiser_weight.device,
         )
-        timestep = torch.zeros(1, device=weight.device)
-        device_conditioning = conditioning.to(weight.device, weight.dtype)
-        functions.denoiser_function(denoiser)(x, timestep, *device_conditioning.values)
+        timestep = torch.zeros(1, device=denoiser_weight.device)
+        device_conditioning = conditioning.to(denoiser_weight.device, denoiser_weight.dtype)
+        model_functions.denoiser_function(denoiser)(x, timestep, *device_conditioning.values)
 
     def decode() -> None:
         vae.disable_tiling()
-        num_channels = functions.latent_channels(vae)
-        functions.decode(
+        num_channels = model_functions.latent_channels(vae)
+        model_functions.decode(
             vae,
             torch.empty(
                 1,
@@ -85,7 +90,7 @@ def _run_measurement(parts: Components) -> SamplingFootprint:
     )
 
 
-class MemoryBudget:
+class SamplingMemoryBudget:
     """Which requests fit into a memory limit."""
 
     def __init__(
@@ -106,27 +111,27 @@ class MemoryBudget:
             return 0
         return max(0, int(free_bytes / (area * self.footprint.row_bytes)))
 
-    def max_decoded(self, area: int) -> int:
+    def max_decoded_images(self, area: int) -> int:
         """Images of `area` latent pixels that can be decoded at once; one at least."""
         free_bytes = self.limit_bytes - self.footprint.weights_bytes
-        image_bytes = min(area, self._tiled_area) * self.footprint.decode_bytes
-        return max(1, int(free_bytes / image_bytes))
+        decode_bytes_per_image = min(area, self._tiled_area) * self.footprint.decode_bytes
+        return max(1, int(free_bytes / decode_bytes_per_image))
 
-    def check_request(self, width_px: int, height_px: int, factor: int, rows: int) -> None:
+    def check_request_fits(self, width_px: int, height_px: int, factor: int, rows: int) -> None:
         """raises CapacityError if a single request does not fit, saying what would."""
         latent_area = (width_px // factor) * (height_px // factor)
         if self.max_rows(latent_area) >= rows:
             return
         needed_bytes = self.footprint.needed_bytes(latent_area, rows)
         largest_side = self._largest_side(factor, rows)
-        suggestion = (
+        size_suggestion = (
             f"up to {largest_side}x{largest_side} would fit"
             if largest_side
             else "no image would fit beside the weights; raise the limit"
         )
         raise CapacityError(
             f"width_px={width_px}, height_px={height_px} needs about {needed_bytes // _MIB} MiB "
-            f"and the limit is {self.limit_bytes // _MIB} MiB; {suggestion}"
+            f"and the limit is {self.limit_bytes // _MIB} MiB; {size_suggestion}"
         )
 
     def _largest_side(self, factor: int, rows: int) -> int:

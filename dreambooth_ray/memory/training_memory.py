@@ -66,16 +66,16 @@ class TrainingFootprint:
         return self.states_bytes + self.frozen_bytes + self.activations_bytes
 
 
-def find_strategy(config: Config) -> Strategy:
+def find_sharding_strategy(config: Config) -> Strategy:
     """What of a training's states workers share."""
     strategy: Strategy = "fsdp2" if config.train.strategy == "fsdp2" else "ddp"
     if config.train.strategy == "deepspeed":
-        strategies: tuple[Strategy, ...] = ("zero1", "zero2", "zero3")
-        strategy = strategies[config.train.deepspeed.stage - 1]
+        zero_strategies: tuple[Strategy, ...] = ("zero1", "zero2", "zero3")
+        strategy = zero_strategies[config.train.deepspeed.stage - 1]
     return strategy
 
 
-def estimate_footprint(
+def estimate_training_footprint(
     config: Config, directory: Path, strategy: Strategy | None = None
 ) -> TrainingFootprint:
     """Memory of one worker training `directory` as `config` says, without loading a weight.
@@ -83,8 +83,8 @@ def estimate_footprint(
     strategy: another than the configuration's
     raises: OSError or ValueError where the directory's configuration files can't be read
     """
-    strategy = strategy or find_strategy(config)
-    counts = _load_counts(config, base_directory(directory))
+    strategy = strategy or find_sharding_strategy(config)
+    memory_counts = _load_memory_counts(config, base_directory(directory))
     # With elastic workers, the smallest number: each holds the most.
     num_workers = config.cluster.span.min
     weights_share, gradients_share, optimizer_share = (
@@ -97,24 +97,27 @@ def estimate_footprint(
         and train_config.deepspeed.offload
     )
     optimizer_bytes = (
-        0.0 if is_offloaded else _count_optimizer_bytes(train_config.optimizer, counts)
+        0.0 if is_offloaded else _count_optimizer_bytes(train_config.optimizer, memory_counts)
     )
-    states_bytes = weights_share * counts["trained_bytes"] + optimizer_bytes * optimizer_share
-    states_bytes += 4 * counts["trained"] if train_config.ema_decay else 0
+    trained_state_bytes = (
+        weights_share * memory_counts["trained_bytes"] + optimizer_bytes * optimizer_share
+    )
+    trained_state_bytes += 4 * memory_counts["trained"] if train_config.ema_decay else 0
     activations_bytes = (
-        counts["with_gradients"]
+        memory_counts["with_gradients"]
         if _IS_WHOLE[strategy][1]
-        else counts["activations"] + int(gradients_share * counts["trained_bytes"])
+        else memory_counts["activations"] + int(gradients_share * memory_counts["trained_bytes"])
     )
     if not config.cluster.gpus:
         activations_bytes = int(_HOST_ACTIVATIONS * activations_bytes)
     else:
-        activations_bytes += int((_GPU_ACTIVATIONS - 1) * counts["activations"])
+        activations_bytes += int((_GPU_ACTIVATIONS - 1) * memory_counts["activations"])
         # The graph of the backward writes gradients of its own.
-        activations_bytes += counts["trained_bytes"] if can_be_graphed(config) else 0
+        activations_bytes += memory_counts["trained_bytes"] if can_be_graphed(config) else 0
     return TrainingFootprint(
-        states_bytes=int(states_bytes),
-        frozen_bytes=_sum_frozen(config, counts) + _count_untrained_copy(config, counts, strategy),
+        states_bytes=int(trained_state_bytes),
+        frozen_bytes=_sum_frozen_bytes(config, memory_counts)
+        + _count_base_copy_bytes(config, memory_counts, strategy),
         activations_bytes=activations_bytes,
     )
 
@@ -126,7 +129,7 @@ def _count_optimizer_bytes(optimizer: str, counts: dict[str, int]) -> float:
     return optimizer_traits.state_bytes * counts["trained"] + factored_bytes
 
 
-def _sum_frozen(config: Config, counts: dict[str, int]) -> int:
+def _sum_frozen_bytes(config: Config, counts: dict[str, int]) -> int:
     """On a GPU, what a step needs; a host holds the others too."""
     if not config.cluster.gpus:
         return counts["frozen_unet"] + counts["frozen_text"] + counts["frozen_vae"]
@@ -134,49 +137,53 @@ def _sum_frozen(config: Config, counts: dict[str, int]) -> int:
     return counts["frozen_unet"] + (counts["frozen_text"] if is_text_trained else 0)
 
 
-def _count_untrained_copy(config: Config, counts: dict[str, int], strategy: Strategy) -> int:
+def _count_base_copy_bytes(config: Config, counts: dict[str, int], strategy: Strategy) -> int:
     """Of the base model beside the trained one, see `models.frozen_copy`."""
     if not needs_base_output(config):
         return 0
-    bytes_a_weight = 4 if config.train.precision == "32" else 2
-    num_copied = 0 if config.train.method == "lora" else counts["trained_unet"]
+    bytes_per_weight = 4 if config.train.precision == "32" else 2
+    num_copied_weights = 0 if config.train.method == "lora" else counts["trained_unet"]
     # A whole copy where a strategy shards; what is frozen is in half there already, or in float32.
-    return bytes_a_weight * num_copied + (0 if strategy == "ddp" else counts["frozen_unet"])
+    return bytes_per_weight * num_copied_weights + (
+        0 if strategy == "ddp" else counts["frozen_unet"]
+    )
 
 
-def _load_counts(config: Config, directory: Path) -> dict[str, int]:
+def _load_memory_counts(config: Config, directory: Path) -> dict[str, int]:
     """A step's counts, from the user's cache if they are there."""
-    cache_path = _cache_file(config, directory)
+    cache_path = _find_cache_path(config, directory)
     try:
-        cached_counts = json.loads(cache_path.read_text())
-        return {key: int(cached_counts[key]) for key in COUNT_KEYS}
+        cached_memory_counts = json.loads(cache_path.read_text())
+        return {key: int(cached_memory_counts[key]) for key in COUNT_KEYS}
     except (OSError, ValueError, TypeError, KeyError):
         # Imported only here: it takes seconds.
         from dreambooth_ray.memory.fake_step import count_step  # noqa: PLC0415
-    counts = count_step(config, directory, images_per_worker(config))
+    memory_counts = count_step(config, directory, images_per_worker(config))
     with contextlib.suppress(OSError):
         cache_path.parent.mkdir(parents=True, exist_ok=True)
         temporary_path = cache_path.with_suffix(f".{uuid.uuid4().hex}")
-        temporary_path.write_text(json.dumps(counts))
+        temporary_path.write_text(json.dumps(memory_counts))
         temporary_path.replace(cache_path)
-    return counts
+    return memory_counts
 
 
-def _cache_file(config: Config, directory: Path) -> Path:
+def _find_cache_path(config: Config, directory: Path) -> Path:
     """A path that depends on everything the counts depend on."""
-    digest = hashlib.sha256(f"{__version__} {images_per_worker(config)}".encode())
+    hasher = hashlib.sha256(f"{__version__} {images_per_worker(config)}".encode())
     # A learned word is a row of the text encoder's table.
-    is_word_learned = config.identifier.kind == "learned"
-    learned_words = sorted({config.word(s) for s in config.all_subjects}) if is_word_learned else []
+    has_learned_identifier = config.identifier.kind == "learned"
+    learned_words = (
+        sorted({config.word(s) for s in config.all_subjects}) if has_learned_identifier else []
+    )
     train_settings = config.train.model_dump(mode="json", exclude=_NOT_COUNTED)
-    digest.update(json.dumps([train_settings, config.model.quantization, learned_words]).encode())
-    digest.update(config.identifier.model_dump_json().encode())
+    hasher.update(json.dumps([train_settings, config.model.quantization, learned_words]).encode())
+    hasher.update(config.identifier.model_dump_json().encode())
     for path in sorted(directory.rglob("*config.json")):
-        digest.update(path.relative_to(directory).as_posix().encode() + path.read_bytes())
-    return user_cache_path("dreambooth-ray") / "footprints" / f"{digest.hexdigest()}.json"
+        hasher.update(path.relative_to(directory).as_posix().encode() + path.read_bytes())
+    return user_cache_path("dreambooth-ray") / "footprints" / f"{hasher.hexdigest()}.json"
 
 
 def images_per_worker(config: Config) -> int:
     """Images of both kinds in one worker's batch; a kept output's, as a second forward, again."""
-    num_images = config.images_a_step + (config.train.batch_size * config.prior.keeps_output)
-    return num_images // config.cluster.span.max // config.train.accumulate
+    images_per_step = config.images_a_step + (config.train.batch_size * config.prior.keeps_output)
+    return images_per_step // config.cluster.span.max // config.train.accumulate

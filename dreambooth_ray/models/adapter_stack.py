@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dreambooth_ray.compat.peft import parse_adapter_name
+from dreambooth_ray.compat.peft import parse_adapter_weight_name
 from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora
@@ -27,7 +27,7 @@ _RANK_DIMENSIONS = {"down": 0, "up": 1}
 
 
 @dataclass(frozen=True)
-class _AdapterWeight:
+class _WeightLayout:
     """A weight of an adapter: peft's name, where it belongs, and where in a row it lies.
 
     kind: down, up or magnitude, as `StackedLayer` calls them; shape: at the largest rank
@@ -39,7 +39,7 @@ class _AdapterWeight:
     shape: tuple[int, ...]
     offset: int
 
-    def view(self, row: Tensor, rank: int) -> Tensor:
+    def view_in_row(self, row: Tensor, rank: int) -> Tensor:
         """The weight in a (P,) row, as an adapter of that rank has it."""
         weight = row[self.offset : self.offset + math.prod(self.shape)].view(self.shape)
         rank_dimension = _RANK_DIMENSIONS.get(self.kind)
@@ -57,9 +57,9 @@ class AdapterStack:
 
         raises: ConfigError for layers that no stack can be made of
         """
-        self._entries = _list_weights(adapter)
+        self._entries = _lay_out_weights(adapter)
         self.rank = next(e.shape[0] for e in self._entries if e.kind == "down")
-        row_size = sum(math.prod(entry.shape) for entry in self._entries)
+        row_size = sum(math.prod(weight_layout.shape) for weight_layout in self._entries)
         device = next(network.parameters()).device
         self.weights = torch.zeros(num_slots, row_size, device=device)
         self.gradients = torch.zeros_like(self.weights)
@@ -71,11 +71,11 @@ class AdapterStack:
 
     def _replace_layers(self, network: nn.Module) -> list[StackedLayer]:
         parameters_by_layer: dict[str, dict[str, nn.Parameter]] = {}
-        for entry in self._entries:
-            parameters_by_layer.setdefault(entry.layer, {})[entry.kind] = self._make_parameter(
-                entry
+        for weight_layout in self._entries:
+            parameters_by_layer.setdefault(weight_layout.layer, {})[weight_layout.kind] = (
+                self._make_layer_parameter(weight_layout)
             )
-        layers = []
+        stacked_layers = []
         for layer_name, layer_parameters in parameters_by_layer.items():
             base_layer = network.get_submodule(layer_name)
             layer_class = find_stackable_class(base_layer)
@@ -84,70 +84,77 @@ class AdapterStack:
                     f"train.lora: {layer_name} ({type(base_layer).__name__}) can't carry the "
                     "adapters of several subjects at once; leave out slots, or that layer"
                 )
-            layer = layer_class(
+            stacked_layer = layer_class(
                 base_layer,
                 layer_parameters["down"],
                 layer_parameters["up"],
                 layer_parameters.get("magnitude"),
             )
-            network.set_submodule(layer_name, layer)
-            layers.append(layer)
-        return layers
+            network.set_submodule(layer_name, stacked_layer)
+            stacked_layers.append(stacked_layer)
+        return stacked_layers
 
-    def _make_parameter(self, entry: _AdapterWeight) -> nn.Parameter:
+    def _make_layer_parameter(self, weight_layout: _WeightLayout) -> nn.Parameter:
         """The weight of all slots, which is memory of the block."""
-        columns = slice(entry.offset, entry.offset + math.prod(entry.shape))
-        shape = (len(self.weights), *entry.shape)
-        parameter = nn.Parameter(self.weights[:, columns].view(shape))
-        self._parameters.append((columns, parameter))
+        column_slice = slice(
+            weight_layout.offset, weight_layout.offset + math.prod(weight_layout.shape)
+        )
+        shape = (len(self.weights), *weight_layout.shape)
+        parameter = nn.Parameter(self.weights[:, column_slice].view(shape))
+        self._parameters.append((column_slice, parameter))
         return parameter
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
         """Bring what a backward has left at the layers into `gradients`."""
-        for columns, parameter in self._parameters:
+        for column_slice, parameter in self._parameters:
             if parameter.grad is None:
-                self.gradients[:, columns] = 0
+                self.gradients[:, column_slice] = 0
             else:
-                self.gradients[:, columns] = parameter.grad.flatten(1)
+                self.gradients[:, column_slice] = parameter.grad.flatten(1)
                 parameter.grad = None
 
-    def view_row(self, row: Tensor, rank: int) -> dict[str, Tensor]:
+    def view_adapter_row(self, row: Tensor, rank: int) -> dict[str, Tensor]:
         """Views of a (P,) row by peft's names, in the order of training: weights, or gradients, or
         an optimizer's averages of them.
         """
-        return {entry.name: entry.view(row, rank) for entry in self._entries}
+        return {
+            weight_layout.name: weight_layout.view_in_row(row, rank)
+            for weight_layout in self._entries
+        }
 
     @torch.no_grad()
-    def fill_row(self, row: Tensor, rank: int, values: Mapping[str, Tensor]) -> None:
+    def fill_adapter_row(self, row: Tensor, rank: int, values: Mapping[str, Tensor]) -> None:
         """Copy values by name into a row; what they leave of it is zero."""
         row.zero_()
-        for name, view in self.view_row(row, rank).items():
-            view.copy_(values[name])
+        for name, weight_view in self.view_adapter_row(row, rank).items():
+            weight_view.copy_(values[name])
 
-    def set_slot(
+    def set_slot_adapter(
         self, slot: int, lora_config: LoraConfig, weights: Mapping[str, Tensor]
     ) -> nn.Parameter:
         """Give a slot an adapter; returns its (P,) row, to be trained."""
-        self.fill_row(self.weights[slot], lora_config.rank, weights)
+        self.fill_adapter_row(self.weights[slot], lora_config.rank, weights)
         for layer in self._layers:
             layer.scales[slot] = lora_config.scale
         return nn.Parameter(self.weights[slot])
 
     @torch.no_grad()
-    def clear_slot(self, slot: int) -> None:
+    def clear_slot_adapter(self, slot: int) -> None:
         """Leave a slot empty: its rows go through the network as it is."""
         self.weights[slot].zero_()
         self.gradients[slot].zero_()
 
 
-def _list_weights(adapter: Mapping[str, Tensor]) -> list[_AdapterWeight]:
-    adapter_weights, offset = [], 0
+def _lay_out_weights(adapter: Mapping[str, Tensor]) -> list[_WeightLayout]:
+    weight_layouts, row_offset = [], 0
     for name, weight in adapter.items():
-        layer_name, kind = parse_adapter_name(name)
-        adapter_weights.append(_AdapterWeight(name, layer_name, kind, tuple(weight.shape), offset))
-        offset += weight.numel()
-    return adapter_weights
+        layer_name, weight_kind = parse_adapter_weight_name(name)
+        weight_layouts.append(
+            _WeightLayout(name, layer_name, weight_kind, tuple(weight.shape), row_offset)
+        )
+        row_offset += weight.numel()
+    return weight_layouts
 
 
 def copy_for_adapters(network: nn.Module, *, shares_weights: bool) -> nn.Module:
@@ -156,11 +163,13 @@ def copy_for_adapters(network: nn.Module, *, shares_weights: bool) -> nn.Module:
     shares_weights: whether its weights are the network's, as DoRA's norms need them; otherwise
         they are zeros, in float32 whatever the network's are, as adapters begin in that
     """
-    memo: dict[int, Tensor] = {}
+    deepcopy_memo: dict[int, Tensor] = {}
     for weight in network.parameters():
         zeros = torch.zeros((), dtype=torch.float32).expand(weight.shape)
-        memo[id(weight)] = weight if shares_weights else nn.Parameter(zeros, requires_grad=False)
-    return copy.deepcopy(network, memo)
+        deepcopy_memo[id(weight)] = (
+            weight if shares_weights else nn.Parameter(zeros, requires_grad=False)
+        )
+    return copy.deepcopy(network, deepcopy_memo)
 
 
 def make_adapter(

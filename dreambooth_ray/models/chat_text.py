@@ -15,13 +15,13 @@ def tokenize_chat(
     thinks: whether the answer that is asked for may begin with reasoning
     raises: ConfigError for a prompt that is longer
     """
-    chat_text = tokenizer.apply_chat_template(
+    templated_chat_text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}],
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=thinks,
     )
-    return tokenize_message(tokenizer, prompt, chat_text, num_tokens)
+    return tokenize_message(tokenizer, prompt, templated_chat_text, num_tokens)
 
 
 def tokenize_message(
@@ -38,10 +38,10 @@ def tokenize_message(
         max_length=num_tokens,
         add_special_tokens=add_special_tokens,
     )
-    ids: Tensor = tokenized["input_ids"]
-    if ids.shape[1] > num_tokens:
+    token_ids: Tensor = tokenized["input_ids"]
+    if token_ids.shape[1] > num_tokens:
         raise ConfigError(
-            f"the prompt {prompt[:40]!r}... takes {ids.shape[1]} tokens, with the marks of its "
-            f"message, and the model reads {num_tokens}; shorten it"
+            f"the prompt {prompt[:40]!r}... takes {token_ids.shape[1]} tokens, with the marks of "
+            f"its message, and the model reads {num_tokens}; shorten it"
         )
-    return ids, tokenized["attention_mask"]
+    return token_ids, tokenized["attention_mask"]

@@ -12,46 +12,50 @@ _DEFAULTS = {
 }  # fmt: skip
 
 
-def check_clip(folder: Path) -> tuple[int, int]:
+def check_clip_text_encoder(folder: Path) -> tuple[int, int]:
     """The width of its states, and that of a pooled text.
 
     raises: ConfigError naming the file
     """
-    path = folder / "config.json"
-    config_counts = read_counts(path, **_DEFAULTS)
-    width, num_heads = config_counts["hidden_size"], config_counts["num_attention_heads"]
-    if width % num_heads:
-        raise ConfigError(f"{path}: num_attention_heads={num_heads} does not divide {width}")
+    config_path = folder / "config.json"
+    config_counts = read_counts(config_path, **_DEFAULTS)
+    hidden_width, num_heads = config_counts["hidden_size"], config_counts["num_attention_heads"]
+    if hidden_width % num_heads:
+        raise ConfigError(
+            f"{config_path}: num_attention_heads={num_heads} does not divide {hidden_width}"
+        )
     check_shapes(
         folder,
-        expect_clip(config_counts),
+        list_clip_shapes(config_counts),
         unread=("embeddings.position_ids",),
         dropped_prefix="text_model.",
     )
-    return width, config_counts["projection_dim"]
+    return hidden_width, config_counts["projection_dim"]
 
 
-def expect_clip(counts: dict[str, int]) -> Shapes:
+def list_clip_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    width, mlp_width = counts["hidden_size"], counts["intermediate_size"]
+    hidden_width, mlp_width = counts["hidden_size"], counts["intermediate_size"]
     norm_names = ("layer_norm1", "layer_norm2")
     layer_shapes: Shapes = {
         **{
-            f"self_attn.{name}.{kind}": [width, width] if kind == "weight" else [width]
+            f"self_attn.{name}.{kind}": [hidden_width, hidden_width]
+            if kind == "weight"
+            else [hidden_width]
             for name in ("q_proj", "k_proj", "v_proj", "out_proj")
             for kind in ("weight", "bias")
         },
-        **{f"{name}.{kind}": [width] for name in norm_names for kind in ("weight", "bias")},
-        "mlp.fc1.weight": [mlp_width, width],
+        **{f"{name}.{kind}": [hidden_width] for name in norm_names for kind in ("weight", "bias")},
+        "mlp.fc1.weight": [mlp_width, hidden_width],
         "mlp.fc1.bias": [mlp_width],
-        "mlp.fc2.weight": [width, mlp_width],
-        "mlp.fc2.bias": [width],
+        "mlp.fc2.weight": [hidden_width, mlp_width],
+        "mlp.fc2.bias": [hidden_width],
     }
     return {
-        "embeddings.token_embedding.weight": [counts["vocab_size"], width],
-        "embeddings.position_embedding.weight": [counts["max_position_embeddings"], width],
+        "embeddings.token_embedding.weight": [counts["vocab_size"], hidden_width],
+        "embeddings.position_embedding.weight": [counts["max_position_embeddings"], hidden_width],
         **repeat_shapes("encoder.layers", counts["num_hidden_layers"], layer_shapes),
-        "final_layer_norm.weight": [width],
-        "final_layer_norm.bias": [width],
-        "text_projection.weight": [counts["projection_dim"], width],
+        "final_layer_norm.weight": [hidden_width],
+        "final_layer_norm.bias": [hidden_width],
+        "text_projection.weight": [counts["projection_dim"], hidden_width],
     }

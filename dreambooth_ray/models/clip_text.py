@@ -31,11 +31,11 @@ def embed_prompt(
 
     encoder: for its device and its size; forward: what is called in its place
     """
-    fragments = split_prompt(prompt)
-    is_plain = len(fragments) == 1 and fragments[0][1] == 1.0
-    if is_plain and _fits_window(tokenizer, fragments[0][0]):
-        return forward(_tokenize_padded(tokenizer, fragments[0][0]).to(encoder.device))
-    return embed_fragments(tokenizer, encoder, forward, fragments)
+    prompt_fragments = split_prompt(prompt)
+    is_unweighted = len(prompt_fragments) == 1 and prompt_fragments[0][1] == 1.0
+    if is_unweighted and _fits_window(tokenizer, prompt_fragments[0][0]):
+        return forward(_tokenize_padded(tokenizer, prompt_fragments[0][0]).to(encoder.device))
+    return embed_fragments(tokenizer, encoder, forward, prompt_fragments)
 
 
 def _fits_window(tokenizer: CLIPTokenizer, text: str) -> bool:
@@ -43,11 +43,11 @@ def _fits_window(tokenizer: CLIPTokenizer, text: str) -> bool:
 
 
 def _tokenize_padded(tokenizer: CLIPTokenizer, prompt: str) -> Tensor:
-    ids: Tensor = tokenizer(
+    token_ids: Tensor = tokenizer(
         prompt, padding="max_length", max_length=int(tokenizer.model_max_length),
         return_tensors="pt",
     ).input_ids  # fmt: skip
-    return ids
+    return token_ids
 
 
 def pad_windows(
@@ -82,16 +82,18 @@ def make_clip_skip_forward(encoder: Any, forward: TextForward, clip_skip: int) -
     """
     check_clip_skip(clip_skip, encoder)
 
-    def embed(ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        outputs = forward(ids, mask, output_hidden_states=bool(clip_skip))
+    def embed_token_ids(ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        encoder_outputs = forward(ids, mask, output_hidden_states=bool(clip_skip))
         if not clip_skip:
-            return torch.as_tensor(outputs.last_hidden_state)
-        return torch.as_tensor(_find_final_norm(encoder)(outputs.hidden_states[-1 - clip_skip]))
+            return torch.as_tensor(encoder_outputs.last_hidden_state)
+        return torch.as_tensor(
+            _find_final_norm(encoder)(encoder_outputs.hidden_states[-1 - clip_skip])
+        )
 
-    return embed
+    return embed_token_ids
 
 
-def strip_weights(prompt: str) -> str:
+def strip_prompt_weights(prompt: str) -> str:
     """The text of a prompt alone."""
     return " ".join(text for text, _ in split_prompt(prompt))
 

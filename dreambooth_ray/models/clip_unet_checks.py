@@ -8,56 +8,62 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.config_values import find_bad_value
+from dreambooth_ray.models.config_value_checks import find_bad_value
 from dreambooth_ray.models.family import ModelFamily
 from dreambooth_ray.models.part_configs import (
     CONFIG_FILES,
     SAMPLE_SIZE,
     read_part_config,
 )
-from dreambooth_ray.models.pipeline_checks import check_parts, describe_directory, read_shapes
+from dreambooth_ray.models.pipeline_checks import (
+    check_parts,
+    describe_required_directory,
+    read_shapes,
+)
 from dreambooth_ray.models.weight_shapes import find_mismatch
 
 Configs = dict[str, dict[str, Any]]
 _COPY_AGAIN = "copy it again, or take a model that diffusers has written"
 
 
-def read_configs(directory: Path, family: ModelFamily) -> Configs:
+def read_network_configs(directory: Path, family: ModelFamily) -> Configs:
     """Of all networks by part, with defaults, once their values are known to be usable.
 
     raises: ConfigError naming the file
     """
     check_parts(directory, family)
-    configs = {part.name: read_part_config(directory, part.name) for part in family.networks}
+    configs_by_part = {
+        part.name: read_part_config(directory, part.name) for part in family.networks
+    }
     scheduler_config = read_part_config(directory, "scheduler")
-    for part, config in {**configs, "scheduler": scheduler_config}.items():
-        if problem := find_bad_value(part, config):
-            path = directory / part / CONFIG_FILES[part]
-            raise ConfigError(f"{path}: {problem}; {_COPY_AGAIN}")
-    return configs
+    for part, config in {**configs_by_part, "scheduler": scheduler_config}.items():
+        if config_problem := find_bad_value(part, config):
+            config_path = directory / part / CONFIG_FILES[part]
+            raise ConfigError(f"{config_path}: {config_problem}; {_COPY_AGAIN}")
+    return configs_by_part
 
 
-def check_widths(directory: Path, family: ModelFamily, configs: Configs) -> None:
+def check_unet_inputs(directory: Path, family: ModelFamily, configs: Configs) -> None:
     """Whether the UNet takes what the text encoders and the VAE give.
 
     raises: ConfigError
     """
-    folder, unet = directory / "unet", configs["unet"]
+    unet_folder, unet_config = directory / "unet", configs["unet"]
     encoder_names = [part.name for part in family.text_encoders]
-    unet_text_width = unet["cross_attention_dim"]
+    unet_text_width = unet_config["cross_attention_dim"]
     text_width = sum(configs[n]["hidden_size"] for n in encoder_names)
     if unet_text_width != text_width:
         raise ConfigError(
-            f"{folder} takes text embeddings of width {unet_text_width}, and "
+            f"{unet_folder} takes text embeddings of width {unet_text_width}, and "
             f"{'/ and '.join(encoder_names)}/ {'gives' if len(encoder_names) == 1 else 'give'} "
             f"{text_width}; the parts are of different models"
         )
-    unet_channels, latent_channels = unet["in_channels"], configs["vae"]["latent_channels"]
+    unet_channels, latent_channels = unet_config["in_channels"], configs["vae"]["latent_channels"]
     # As they are, or with a mask and the masked image's latents behind them.
     if unet_channels not in (latent_channels, 2 * latent_channels + 1):
         raise ConfigError(
-            f"{folder} takes {unet_channels} channels, and vae/ gives {latent_channels}; "
-            f"{describe_directory(family)}, one that images are generated from"
+            f"{unet_folder} takes {unet_channels} channels, and vae/ gives {latent_channels}; "
+            f"{describe_required_directory(family)}, one that images are generated from"
         )
 
 
@@ -66,11 +72,14 @@ def check_weights(directory: Path, family: ModelFamily, configs: Configs) -> Non
 
     raises: ConfigError naming the file
     """
-    for network in family.networks:
-        shapes = read_shapes(directory, network)
-        if problem := find_mismatch(network.name, configs[network.name], shapes):
+    for network_part in family.networks:
+        stored_shapes = read_shapes(directory, network_part)
+        if shape_problem := find_mismatch(
+            network_part.name, configs[network_part.name], stored_shapes
+        ):
             raise ConfigError(
-                f"{directory / network.name}: {problem}; the files are of different models"
+                f"{directory / network_part.name}: {shape_problem}; "
+                "the files are of different models"
             )
 
 
@@ -83,7 +92,7 @@ def restrict_to_sampling(family: ModelFamily, directory: Path) -> ModelFamily:
 
     Its UNet sees a masked image, or was distilled for a few steps.
     """
-    scheduler_class = _read_config(directory, "scheduler").get("_class_name")
+    scheduler_class = _read_optional_config(directory, "scheduler").get("_class_name")
     if solver := _DISTILLED_SOLVERS.get(str(scheduler_class)):
         return replace(
             family,
@@ -93,19 +102,19 @@ def restrict_to_sampling(family: ModelFamily, directory: Path) -> ModelFamily:
             "scheduler",
             sampling_defaults={"solver": solver, "num_inference_steps": 4, "guidance_scale": 1.0},
         )
-    num_channels = _read_config(directory, "unet").get("in_channels")
-    num_latent_channels = _read_config(directory, "vae").get("latent_channels")
-    if num_channels == num_latent_channels:
+    unet_channels = _read_optional_config(directory, "unet").get("in_channels")
+    num_latent_channels = _read_optional_config(directory, "vae").get("latent_channels")
+    if unet_channels == num_latent_channels:
         return family
     return replace(
         family,
         methods=(),
-        instead=f"an inpainting model, its UNet takes {num_channels} channels: images can be "
+        instead=f"an inpainting model, its UNet takes {unet_channels} channels: images can be "
         "generated with it, and it can't be trained; take the model that it was made from",
     )
 
 
-def _read_config(directory: Path, part: str) -> dict[str, Any]:
+def _read_optional_config(directory: Path, part: str) -> dict[str, Any]:
     """Empty where it can't be read, which the directory's check says better."""
     try:
         return read_part_config(directory, part)
@@ -122,6 +131,11 @@ def read_default_side(directory: Path) -> int:
 
 def read_size_multiple(directory: Path) -> int:
     """The UNet halves latents at every block but the last."""
-    vae, unet = read_part_config(directory, "vae"), read_part_config(directory, "unet")
-    num_halvings = len(vae["block_out_channels"]) + len(unet["block_out_channels"]) - 2
-    return int(2**num_halvings)
+    vae_config, unet_config = (
+        read_part_config(directory, "vae"),
+        read_part_config(directory, "unet"),
+    )
+    num_downsamplings = (
+        len(vae_config["block_out_channels"]) + len(unet_config["block_out_channels"]) - 2
+    )
+    return int(2**num_downsamplings)

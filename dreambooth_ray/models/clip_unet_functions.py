@@ -23,7 +23,7 @@ from dreambooth_ray.models.model_functions import (
     TextForwards,
 )
 from dreambooth_ray.models.part_configs import SAMPLE_SIZE
-from dreambooth_ray.models.prompt_windows import limit_windows, tokenize_windows
+from dreambooth_ray.models.prompt_windows import limit_window_lengths, tokenize_windows
 from dreambooth_ray.models.text_training import TextTraining
 from dreambooth_ray.objective.forward_process import DiffusionProcess, ForwardProcess
 from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
@@ -34,7 +34,7 @@ class ClipUNetFunctions(ModelFunctions, TextTraining):
 
     def load(self, directory: Path) -> Components:
         """As `ModelFunctions.load`; tokens of a prompt are as many as its encoder has places."""
-        return limit_windows(super().load(directory))
+        return limit_window_lengths(super().load(directory))
 
     # Images
 
@@ -77,13 +77,13 @@ class ClipUNetFunctions(ModelFunctions, TextTraining):
         self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int
     ) -> Tensor:
         """(1, k L, D) by all encoders, side by side along D; see `clip_text`."""
-        embeddings = []
+        text_embeddings = []
         for part in self.family.text_encoders:
             encoder = parts.text_encoders[part.name]
             forward = self.make_clip_skip_forward(encoder, encoders[part.name], clip_skip)
             tokenizer = parts.tokenizers[part.tokenizer]
-            embeddings.append(clip_text.embed_prompt(tokenizer, encoder, forward, prompt))
-        return torch.cat(embeddings, dim=-1)
+            text_embeddings.append(clip_text.embed_prompt(tokenizer, encoder, forward, prompt))
+        return torch.cat(text_embeddings, dim=-1)
 
     def encode_pair(
         self, parts: Components, encode: EncodePrompt, prompts: tuple[str, str], clip_skip: int
@@ -98,7 +98,9 @@ class ClipUNetFunctions(ModelFunctions, TextTraining):
         """Ids of each encoder, (B, L) where every caption fits one window, else (B, k, L)."""
         return Conditioning(
             {
-                ids_name(part): tokenize_windows(parts.tokenizers[part.tokenizer], list(captions))
+                token_ids_name(part): tokenize_windows(
+                    parts.tokenizers[part.tokenizer], list(captions)
+                )
                 for part in self.family.text_encoders
             }
         )
@@ -125,6 +127,6 @@ class ClipUNetFunctions(ModelFunctions, TextTraining):
         return NoiseSchedule.from_config(parts.schedule.config)
 
 
-def ids_name(part: TextEncoderPart) -> str:
+def token_ids_name(part: TextEncoderPart) -> str:
     """Under which `tokenize` has an encoder's token ids: input_ids, input_ids_2."""
     return f"input_ids{part.name.removeprefix('text_encoder')}"

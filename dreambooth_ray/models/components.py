@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, find_family
 from dreambooth_ray.models.model_directory import adapted_base, base_directory, model_directory
-from dreambooth_ray.models.network_loading import explained_loading, load_whole_network
+from dreambooth_ray.models.network_loading import explained_loading, load_network_strictly
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.weight_files import find_weights
 from dreambooth_ray.storage import paths
@@ -77,7 +77,7 @@ class Components:
         }
 
     @property
-    def text_forwards(self) -> "dict[str, TextForward]":
+    def text_forward_functions(self) -> "dict[str, TextForward]":
         """The text encoders as `ModelFunctions.encode_prompt` takes them, without adapters."""
         return {
             name: partial(_call_encoder, encoder) for name, encoder in self.text_encoders.items()
@@ -160,7 +160,7 @@ def load_parts(functions: "ModelFunctions", directory: Path) -> Components:
             for part in family.text_encoders
         },
         schedule=_SCHEDULERS[family.process].from_pretrained(directory, subfolder="scheduler"),
-        settings=read_settings(directory),
+        settings=read_pipeline_settings(directory),
     )
 
 
@@ -176,7 +176,7 @@ def build_empty_parts(functions: "ModelFunctions", directory: Path) -> Component
         },
         tokenizers={},
         schedule=None,
-        settings=read_settings(directory),
+        settings=read_pipeline_settings(directory),
     )
 
 
@@ -185,11 +185,11 @@ def load_network(directory: Path, part: Part) -> Any:
 
     raises: ConfigError naming its folder
     """
-    library: Any = diffusers if part.library == "diffusers" else transformers
+    network_library: Any = diffusers if part.library == "diffusers" else transformers
     with explained_loading(directory / part.name):
         weight_files = find_weights(directory / part.name, part.name)
-        network_class = getattr(library, part.class_name)
-        return load_whole_network(network_class, directory, weight_files.variant, part.name)
+        network_class = getattr(network_library, part.class_name)
+        return load_network_strictly(network_class, directory, weight_files.variant, part.name)
 
 
 def build_empty_network(directory: Path, part: Part) -> Any:
@@ -202,10 +202,10 @@ def build_empty_network(directory: Path, part: Part) -> Any:
     return network_class(config)
 
 
-def read_settings(directory: Path) -> dict[str, Any]:
+def read_pipeline_settings(directory: Path) -> dict[str, Any]:
     """What model_index.json says beside the names of parts; empty where there is none."""
-    index_path = directory / INDEX
-    return read_json(index_path) if index_path.is_file() else {}
+    model_index_path = directory / INDEX
+    return read_json(model_index_path) if model_index_path.is_file() else {}
 
 
 def load_tokenizer(directory: Path, name: str, class_name: str) -> Any:
@@ -237,9 +237,9 @@ def build_pipeline(parts: Components, directory: Path) -> DiffusionPipeline:
 def load_scheduler(directory: Path, default: str) -> Any:
     """The scheduler of a directory; default: its class where the file names none we have"""
     with explained_loading(directory / "scheduler"):
-        config = read_json(directory / "scheduler" / "scheduler_config.json")
-        class_name = str(config.get("_class_name", default))
-        scheduler_class: Any = getattr(diffusers, class_name, getattr(diffusers, default))
+        scheduler_config = read_json(directory / "scheduler" / "scheduler_config.json")
+        scheduler_class_name = str(scheduler_config.get("_class_name", default))
+        scheduler_class: Any = getattr(diffusers, scheduler_class_name, getattr(diffusers, default))
         return scheduler_class.from_pretrained(directory, subfolder="scheduler")
 
 

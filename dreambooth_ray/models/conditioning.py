@@ -49,7 +49,7 @@ class Conditioning:
         return tuple(self.tensors.values())
 
     @property
-    def shapes(self) -> Hashable:
+    def row_shapes(self) -> Hashable:
         """Name and shape of each, less the batch dimension: rows of equal ones can be joined."""
         return tuple((name, tuple(tensor.shape[1:])) for name, tensor in self.tensors.items())
 

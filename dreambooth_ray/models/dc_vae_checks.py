@@ -42,14 +42,14 @@ _HALVES = ("encoder", "decoder")
 _EXPANSION = 4  # of an EfficientViTBlock's convolutions
 
 
-def read_dc_vae(folder: Path) -> dict[str, Any]:
+def read_dc_vae_config(folder: Path) -> dict[str, Any]:
     """Its configuration with the defaults of diffusers' class; raises: ConfigError"""
     return _COUNTS | _DEFAULTS | read_json(folder / "config.json")
 
 
 def check_dc_vae(folder: Path) -> int:
     """The channels of its latents; raises: ConfigError naming the file"""
-    path, config = folder / "config.json", read_dc_vae(folder)
+    path, config = folder / "config.json", read_dc_vae_config(folder)
     config_counts = find_counts(path, config, *_COUNTS)
     for key, expected_value in _FORM.items():
         if config[key] != expected_value:
@@ -60,90 +60,100 @@ def check_dc_vae(folder: Path) -> int:
     scaling_factor = config["scaling_factor"]
     if type(scaling_factor) not in (int, float) or not scaling_factor > 0:
         raise ConfigError(f"{path}: scaling_factor={scaling_factor!r} must be a number above 0")
-    _check_lists(path, config)
-    check_shapes(folder, expect_dc_vae(config))
+    _check_block_lists(path, config)
+    check_shapes(folder, list_dc_vae_shapes(config))
     return config_counts["latent_channels"]
 
 
-def _check_lists(path: Path, config: dict[str, Any]) -> None:
-    num_blocks = {half: len(_as_list(config[f"{half}_block_out_channels"])) for half in _HALVES}
-    if len(set(num_blocks.values())) != 1:
+def _check_block_lists(path: Path, config: dict[str, Any]) -> None:
+    block_counts = {
+        coder: len(_as_list(config[f"{coder}_block_out_channels"])) for coder in _HALVES
+    }
+    if len(set(block_counts.values())) != 1:
         raise ConfigError(f"{path}: encoder and decoder have different numbers of blocks")
-    for half in _HALVES:
-        for key, is_valid in (
+    for coder in _HALVES:
+        for key, is_valid_value in (
             ("block_out_channels", lambda x: type(x) is int and x > 0),
             ("layers_per_block", lambda x: type(x) is int and x > 0),
             ("qkv_multiscales", lambda x: all(type(y) is int and y > 0 for y in _as_list(x, [0]))),
             ("block_types", lambda x: x in _BLOCKS),
         ):
-            config_values = config[f"{half}_{key}"]
+            config_values = config[f"{coder}_{key}"]
             block_values = (
-                [config_values] * num_blocks[half]
+                [config_values] * block_counts[coder]
                 if isinstance(config_values, str)
                 else _as_list(config_values)
             )
             if (
                 not block_values
-                or len(block_values) != num_blocks[half]
-                or not all(map(is_valid, block_values))
+                or len(block_values) != block_counts[coder]
+                or not all(map(is_valid_value, block_values))
             ):
                 raise ConfigError(
-                    f"{path}: {half}_{key}={config_values!r} is not what Sana's VAE has, one for "
-                    f"each of {num_blocks[half]} blocks"
+                    f"{path}: {coder}_{key}={config_values!r} is not what Sana's VAE has, one for "
+                    f"each of {block_counts[coder]} blocks"
                 )
-    width, channels = config["encoder_block_out_channels"][-1], config["latent_channels"]
-    if width % channels:
-        raise ConfigError(f"{path}: latent_channels={channels} does not divide {width}")
+    encoder_width, latent_channels = (
+        config["encoder_block_out_channels"][-1],
+        config["latent_channels"],
+    )
+    if encoder_width % latent_channels:
+        raise ConfigError(
+            f"{path}: latent_channels={latent_channels} does not divide {encoder_width}"
+        )
 
 
 def _as_list(value: Any, otherwise: list[Any] | None = None) -> list[Any]:
     return value if isinstance(value, list) else otherwise or []
 
 
-def expect_dc_vae(config: dict[str, Any]) -> Shapes:
+def list_dc_vae_shapes(config: dict[str, Any]) -> Shapes:
     """Shape of each tensor; config: with all keys"""
     image_channels, latent_channels = config["in_channels"], config["latent_channels"]
-    encoder_widths, decoder_widths = (config[f"{half}_block_out_channels"] for half in _HALVES)
+    encoder_widths, decoder_widths = (config[f"{coder}_block_out_channels"] for coder in _HALVES)
     return {
         **expect_convolution("encoder.conv_in", encoder_widths[0], image_channels),
-        **prefix_shapes("encoder.down_blocks", _expect_coder(config, "encoder")),
+        **prefix_shapes("encoder.down_blocks", _expect_coder_shapes(config, "encoder")),
         **expect_convolution("encoder.conv_out", latent_channels, encoder_widths[-1]),
         **expect_convolution("decoder.conv_in", decoder_widths[-1], latent_channels),
-        **prefix_shapes("decoder.up_blocks", _expect_coder(config, "decoder")),
+        **prefix_shapes("decoder.up_blocks", _expect_coder_shapes(config, "decoder")),
         **expect_affine("decoder.norm_out", decoder_widths[0]),
         **expect_convolution("decoder.conv_out", image_channels, decoder_widths[0]),
     }
 
 
-def _expect_coder(config: dict[str, Any], half: str) -> Shapes:
-    widths, block_types = config[f"{half}_block_out_channels"], config[f"{half}_block_types"]
-    block_types = [block_types] * len(widths) if isinstance(block_types, str) else block_types
+def _expect_coder_shapes(config: dict[str, Any], coder: str) -> Shapes:
+    block_widths, block_types = (
+        config[f"{coder}_block_out_channels"],
+        config[f"{coder}_block_types"],
+    )
+    block_types = [block_types] * len(block_widths) if isinstance(block_types, str) else block_types
     # Each of the encoder's ends in one that halves sides, each of the decoder's begins in one that
     # doubles them, but for the last.
-    width_changes = [*pairwise(widths), None]
+    width_pairs = [*pairwise(block_widths), None]
     shapes: Shapes = {}
-    for block_index, (width, block_type, width_change) in enumerate(
-        zip(widths, block_types, width_changes, strict=True)
+    for block_index, (block_width, block_type, width_pair) in enumerate(
+        zip(block_widths, block_types, width_pairs, strict=True)
     ):
-        kernel_sizes = config[f"{half}_qkv_multiscales"][block_index]
+        kernel_sizes = config[f"{coder}_qkv_multiscales"][block_index]
         layer_shapes = (
-            _expect_residual(width)
+            _expect_residual(block_width)
             if block_type == "ResBlock"
-            else _expect_attention(width, config["attention_head_dim"], kernel_sizes)
+            else _expect_attention(block_width, config["attention_head_dim"], kernel_sizes)
         )
-        block_layers = [layer_shapes] * config[f"{half}_layers_per_block"][block_index]
-        if width_change is not None and half == "encoder":
-            block_layers = [
-                *block_layers,
-                expect_convolution("conv", width_change[1], width_change[0]),
+        block_layer_shapes = [layer_shapes] * config[f"{coder}_layers_per_block"][block_index]
+        if width_pair is not None and coder == "encoder":
+            block_layer_shapes = [
+                *block_layer_shapes,
+                expect_convolution("conv", width_pair[1], width_pair[0]),
             ]
-        elif width_change is not None:
-            block_layers = [
-                expect_convolution("conv", width_change[0], width_change[1]),
-                *block_layers,
+        elif width_pair is not None:
+            block_layer_shapes = [
+                expect_convolution("conv", width_pair[0], width_pair[1]),
+                *block_layer_shapes,
             ]
-        for layer_index, expected_layer in enumerate(block_layers):
-            shapes |= prefix_shapes(f"{block_index}.{layer_index}", expected_layer)
+        for layer_index, expected_shapes in enumerate(block_layer_shapes):
+            shapes |= prefix_shapes(f"{block_index}.{layer_index}", expected_shapes)
     return shapes
 
 
@@ -159,9 +169,9 @@ def _expect_attention(width: int, head: int, kernel_sizes: list[int]) -> Shapes:
     attention_width, expanded_width = width // head * head, _EXPANSION * width
     shapes: Shapes = {f"attn.to_{x}.weight": [attention_width, width] for x in "qkv"}
     for scale_index, kernel_size in enumerate(kernel_sizes):
-        name = f"attn.to_qkv_multiscale.{scale_index}"
-        shapes[f"{name}.proj_in.weight"] = [3 * attention_width, 1, kernel_size, kernel_size]
-        shapes[f"{name}.proj_out.weight"] = [3 * attention_width, head, 1, 1]
+        scale_name = f"attn.to_qkv_multiscale.{scale_index}"
+        shapes[f"{scale_name}.proj_in.weight"] = [3 * attention_width, 1, kernel_size, kernel_size]
+        shapes[f"{scale_name}.proj_out.weight"] = [3 * attention_width, head, 1, 1]
     return shapes | {
         "attn.to_out.weight": [width, attention_width * (1 + len(kernel_sizes))],
         **expect_affine("attn.norm_out", width),

@@ -21,8 +21,8 @@ def check_networks(directory: Path, family: ModelFamily) -> None:
     """
     shapes_by_part = {part: read_shapes(directory, part) for part in family.networks}
     for part, part_shapes in shapes_by_part.items():
-        expected_shapes = _expect_shapes(directory, part)
-        stored_shapes = {_strip_prefixes(name): shape for name, shape in part_shapes.items()}
+        expected_shapes = _build_expected_shapes(directory, part)
+        stored_shapes = {_strip_level_prefixes(name): shape for name, shape in part_shapes.items()}
         for name, shape in expected_shapes.items():
             if stored_shapes.get(name) != shape:
                 raise ConfigError(
@@ -32,7 +32,7 @@ def check_networks(directory: Path, family: ModelFamily) -> None:
                 )
 
 
-def _expect_shapes(directory: Path, part: Part) -> dict[str, list[int]]:
+def _build_expected_shapes(directory: Path, part: Part) -> dict[str, list[int]]:
     """Less tensors that are others under a second name, which files leave out."""
     import torch  # noqa: PLC0415  takes seconds
 
@@ -46,14 +46,15 @@ def _expect_shapes(directory: Path, part: Part) -> dict[str, list[int]]:
     with explained_loading(directory / part.name), torch.device("meta"):
         network = build_empty_network(directory, part)
     # Files have a tied weight once, by the first of its names.
-    weights = network.state_dict(keep_vars=True)
-    first_names = {id(tensor): name for name, tensor in reversed(weights.items())}
+    named_weights = network.state_dict(keep_vars=True)
+    names_by_tensor_id = {id(tensor): name for name, tensor in reversed(named_weights.items())}
     return {
-        _strip_prefixes(name): list(weights[name].shape) for name in sorted(first_names.values())
+        _strip_level_prefixes(name): list(named_weights[name].shape)
+        for name in sorted(names_by_tensor_id.values())
     }
 
 
-def _strip_prefixes(name: str) -> str:
+def _strip_level_prefixes(name: str) -> str:
     for prefix in _LEVELS:
         name = name.removeprefix(prefix)
     return name

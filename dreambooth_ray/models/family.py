@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.kohya_names import AdapterFileLayer, KohyaNames
 from dreambooth_ray.models.part_configs import read_json
-from dreambooth_ray.models.single_file_names import SingleFileEncoder
+from dreambooth_ray.models.single_file_names import SingleFileEncoderNames
 
 if TYPE_CHECKING:
     from dreambooth_ray.models.model_functions import ModelFunctions
@@ -67,7 +67,7 @@ class TextEncoderPart(Part):
     overflows: bool = False
 
 
-def clip_encoder(class_name: str = "CLIPTextModel", number: str = "") -> TextEncoderPart:
+def make_clip_encoder_part(class_name: str = "CLIPTextModel", number: str = "") -> TextEncoderPart:
     """One of CLIP's, which can be trained. number: behind the names of both folders, _2 say"""
     return TextEncoderPart(
         f"text_encoder{number}",
@@ -78,8 +78,8 @@ def clip_encoder(class_name: str = "CLIPTextModel", number: str = "") -> TextEnc
     )
 
 
-def t5_encoder(number: str) -> TextEncoderPart:
-    """T5's. number: as of `clip_encoder`"""
+def make_t5_encoder_part(number: str) -> TextEncoderPart:
+    """T5's. number: as of `make_clip_encoder_part`"""
     return TextEncoderPart(
         f"text_encoder{number}",
         "transformers",
@@ -163,7 +163,7 @@ class ModelFamily:
     export_formats: tuple[str, ...] = ("diffusers", "lora")
     kohya_names: KohyaNames | None = None
     list_adapter_layer_names: Callable[[Path, str], Sequence[AdapterFileLayer]] | None = None
-    single_file_encoders: Callable[[Path], Mapping[str, SingleFileEncoder]] | None = None
+    single_file_encoders: Callable[[Path], Mapping[str, SingleFileEncoderNames]] | None = None
     text_function_has_one_output: bool = True
     half_dtype: Literal["float16", "bfloat16"] = "float16"
     has_guidance: bool = True
@@ -204,13 +204,13 @@ class ModelFamily:
 @functools.cache
 def list_families() -> tuple[ModelFamily, ...]:
     """All families: those of the product, then those that installed packages bring."""
-    families = [_load_family(target) for target in BUILT_IN]
-    families += [entry.load() for entry in entry_points(group=ENTRY_POINTS)]
+    families = [_load_family(family_path) for family_path in BUILT_IN]
+    families += [entry_point.load() for entry_point in entry_points(group=ENTRY_POINTS)]
     return tuple(families)
 
 
-def _load_family(target: str) -> ModelFamily:
-    module_path, _, attribute_name = target.partition(":")
+def _load_family(family_path: str) -> ModelFamily:
+    module_path, _, attribute_name = family_path.partition(":")
     family: ModelFamily = getattr(importlib.import_module(module_path), attribute_name)
     return family
 
@@ -224,17 +224,17 @@ def find_family(directory: Path) -> ModelFamily:
     """
     families = list_families()
     if not (directory / INDEX).is_file():
-        return _choose_variant(families[0], directory)
+        return _choose_family_variant(families[0], directory)
     pipeline_class = read_json(directory / INDEX).get("_class_name")
     # A package's goes before the product's own: whoever has installed it wants it.
     for family in reversed(families):
         if pipeline_class in family.pipeline_classes:
-            return _choose_variant(family, directory)
+            return _choose_family_variant(family, directory)
     known_families = ", ".join(f"{f.title} ({f.pipeline_classes[0]})" for f in families)
     raise ConfigError(
         f"its {INDEX} says {pipeline_class}, a model that is not known; known are {known_families}"
     )
 
 
-def _choose_variant(family: ModelFamily, directory: Path) -> ModelFamily:
+def _choose_family_variant(family: ModelFamily, directory: Path) -> ModelFamily:
     return family.choose_variant(directory) if family.choose_variant else family

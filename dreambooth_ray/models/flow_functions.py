@@ -38,13 +38,13 @@ class FlowFunctions(ModelFunctions):
     def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Shifted and scaled as the VAE says."""
         posterior = vae.encode(pixels).latent_dist
-        shift_factor, scaling_factor = _read_statistics(vae)
+        shift_factor, scaling_factor = _read_shift_and_scale(vae)
         mean = (posterior.mean - shift_factor) * scaling_factor
         return mean, torch.zeros_like(mean) if self.takes_mode else posterior.std * scaling_factor
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """As `ModelFunctions.decode`."""
-        shift_factor, scaling_factor = _read_statistics(vae)
+        shift_factor, scaling_factor = _read_shift_and_scale(vae)
         return torch.as_tensor(
             vae.decode(latents / scaling_factor + shift_factor, return_dict=False)[0]
         )
@@ -107,6 +107,6 @@ class FlowFunctions(ModelFunctions):
         return (latent_shape[0] // patch_side) * (latent_shape[1] // patch_side)
 
 
-def _read_statistics(vae: Any) -> tuple[float, float]:
+def _read_shift_and_scale(vae: Any) -> tuple[float, float]:
     """Shift and factor of latents."""
     return float(vae.config.shift_factor or 0), float(vae.config.scaling_factor)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.qwen3_checks import expect_behind_attention, expect_decoder
+from dreambooth_ray.models.qwen3_checks import expect_behind_attention, expect_language_model
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts
 
 _LEVEL = "model."  # of names, of files with the whole language model
@@ -40,5 +40,5 @@ def expect_gemma2(counts: dict[str, int]) -> Shapes:
         "post_feedforward_layernorm.weight": [hidden_size],
         **expect_behind_attention(hidden_size, counts["intermediate_size"], query_width),
     }
-    decoder_shapes = expect_decoder(counts, layer_shapes)
-    return {name.removeprefix(_LEVEL): shape for name, shape in decoder_shapes.items()}
+    language_model_shapes = expect_language_model(counts, layer_shapes)
+    return {name.removeprefix(_LEVEL): shape for name, shape in language_model_shapes.items()}

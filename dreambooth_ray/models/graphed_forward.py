@@ -24,10 +24,10 @@ InputKey = tuple[Any, ...]
 Address = tuple[torch.device, int] | None
 
 
-def _find_address(network: nn.Module) -> Address:
+def _find_weight_address(network: nn.Module) -> Address:
     """Where the first weight lies, which moves when the others do."""
-    weight = next(network.parameters(), None)
-    return None if weight is None else (weight.device, weight.data_ptr())
+    first_weight = next(network.parameters(), None)
+    return None if first_weight is None else (first_weight.device, first_weight.data_ptr())
 
 
 class GraphedForward:
@@ -52,20 +52,20 @@ class GraphedForward:
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The network's output, a tensor of the caller's own."""
-        if self._graphs and self._address != _find_address(self._network):
+        if self._graphs and self._address != _find_weight_address(self._network):
             # Moved weights are elsewhere than the graphs read them.
             self._graphs, self._num_calls = {}, {}
-        key = tuple((x.shape, x.dtype, x.stride()) for x in inputs)
-        if key not in self._graphs:
-            self._num_calls[key] = self._num_calls.get(key, 0) + 1
-            if self._num_calls[key] <= self._warmup_calls or self.num_graphs >= MAX_GRAPHS:
+        input_key = tuple((x.shape, x.dtype, x.stride()) for x in inputs)
+        if input_key not in self._graphs:
+            self._num_calls[input_key] = self._num_calls.get(input_key, 0) + 1
+            if self._num_calls[input_key] <= self._warmup_calls or self.num_graphs >= MAX_GRAPHS:
                 return torch.as_tensor(self._network(*inputs))
-            self._graphs[key] = self._record_graph(inputs)
-        graph = self._graphs[key]
+            self._graphs[input_key] = self._record_graph(inputs)
+        graph = self._graphs[input_key]
         return torch.as_tensor(self._network(*inputs)) if graph is None else graph(inputs)
 
     def _record_graph(self, inputs: tuple[Tensor, ...]) -> "_Graph | None":
-        self._address = _find_address(self._network)
+        self._address = _find_weight_address(self._network)
         if self._memory_pool is None:
             self._memory_pool = torch.cuda.graph_pool_handle()
         try:
@@ -126,14 +126,14 @@ class GraphedTraining:
         """The network's output. The next call overwrites it, so its backward comes before that."""
         if not torch.is_grad_enabled():
             return torch.as_tensor(self._network(*inputs))
-        key = tuple((x.shape, x.dtype, x.stride(), x.requires_grad) for x in inputs)
-        if key not in self._graphs:
-            self._num_calls[key] = self._num_calls.get(key, 0) + 1
+        input_key = tuple((x.shape, x.dtype, x.stride(), x.requires_grad) for x in inputs)
+        if input_key not in self._graphs:
+            self._num_calls[input_key] = self._num_calls.get(input_key, 0) + 1
             # One shape a run: graphs of others would keep activations that nobody needs again.
-            if self._num_calls[key] <= TRAINING_WARMUP_CALLS or self._graphs:
+            if self._num_calls[input_key] <= TRAINING_WARMUP_CALLS or self._graphs:
                 return torch.as_tensor(self._network(*inputs))
-            self._graphs[key] = self._record_graph(inputs)
-        graph = self._graphs[key]
+            self._graphs[input_key] = self._record_graph(inputs)
+        graph = self._graphs[input_key]
         return torch.as_tensor(self._network(*inputs) if graph is None else graph(*inputs))
 
     def release(self) -> None:
@@ -141,7 +141,7 @@ class GraphedTraining:
         self._graphs = dict.fromkeys(self._graphs)
 
     def _record_graph(self, inputs: tuple[Tensor, ...]) -> Any:
-        samples = tuple(
+        example_inputs = tuple(
             x.detach().clone(memory_format=torch.preserve_format).requires_grad_(x.requires_grad)
             for x in inputs
         )
@@ -149,11 +149,13 @@ class GraphedTraining:
         # The graph gets memory of its own: what the first steps took is given back.
         torch.cuda.empty_cache()
         is_autocast = torch.is_autocast_enabled(device_type)
-        dtype = torch.get_autocast_dtype(device_type)
+        autocast_dtype = torch.get_autocast_dtype(device_type)
         try:
-            with torch.autocast(device_type, dtype, enabled=is_autocast, cache_enabled=False):
+            with torch.autocast(
+                device_type, autocast_dtype, enabled=is_autocast, cache_enabled=False
+            ):
                 return torch.cuda.make_graphed_callables(
-                    _RecordedModule(self._network), samples, allow_unused_input=True
+                    _RecordedModule(self._network), example_inputs, allow_unused_input=True
                 )
         except (RuntimeError, torch.OutOfMemoryError) as error:
             logger.warning("training runs without CUDA graphs: %s", str(error).splitlines()[0])

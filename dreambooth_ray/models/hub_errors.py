@@ -54,7 +54,7 @@ def explained_answers(model: HubModel) -> Iterator[None]:
     import httpx2
     from huggingface_hub import errors
 
-    page = f"{hub_endpoint()}/{model.repo}"
+    model_page_url = f"{hub_endpoint()}/{model.repo}"
     try:
         yield
     except errors.OfflineModeIsEnabled as error:
@@ -63,12 +63,13 @@ def explained_answers(model: HubModel) -> Iterator[None]:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ConfigError(
-            f"{model.repo} has no branch, tag or commit {model.revision!r}; see {page}/tree/main"
+            f"{model.repo} has no branch, tag or commit {model.revision!r}; see "
+            f"{model_page_url}/tree/main"
         ) from error
     except errors.HFValidationError as error:
         raise ConfigError(f"{model} is no id of the hub: {' '.join(str(error).split())}") from error
     except errors.HfHubHTTPError as error:
-        raise _explain_answer(model, page, error) from error
+        raise _explain_answer(model, model_page_url, error) from error
     except (httpx2.HTTPError, OSError) as error:
         raise HubUnreachableError(
             f"{hub_endpoint()} does not answer ({type(error).__name__}: "
@@ -76,7 +77,9 @@ def explained_answers(model: HubModel) -> Iterator[None]:
         ) from error
 
 
-def _explain_answer(model: HubModel, page: str, error: Any) -> ConfigError | HubUnreachableError:
+def _explain_answer(
+    model: HubModel, model_page_url: str, error: Any
+) -> ConfigError | HubUnreachableError:
     from huggingface_hub import errors, get_token
 
     status = error.response.status_code
@@ -88,7 +91,7 @@ def _explain_answer(model: HubModel, page: str, error: Any) -> ConfigError | Hub
             if has_token
             else "and set HF_TOKEN to a token of your account"
         )
-        return ConfigError(f"{model.repo} is gated: accept its terms at {page} {remedy}")
+        return ConfigError(f"{model.repo} is gated: accept its terms at {model_page_url} {remedy}")
     if status == _UNAUTHORIZED and has_token:
         return ConfigError(
             f"{model.repo}: the hub does not know the token in HF_TOKEN; make one at "
@@ -100,11 +103,11 @@ def _explain_answer(model: HubModel, page: str, error: Any) -> ConfigError | Hub
             if has_token
             else "if it is private, set HF_TOKEN to a token that may read it"
         )
-        return NoSuchModelError(f"there is no model {model.repo} at {page}; {remedy}")
+        return NoSuchModelError(f"there is no model {model.repo} at {model_page_url}; {remedy}")
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return ConfigError(f"{model} lacks a file that it lists: {error.response.url}")
     if status == _TOO_MANY or status >= 500:
         return HubUnreachableError(
             f"{hub_endpoint()} answers {status}; {model} is not on this host"
         )
-    return ConfigError(f"{hub_endpoint()} answers {status} for {model}; see {page}")
+    return ConfigError(f"{hub_endpoint()} answers {status} for {model}; see {model_page_url}")

@@ -23,7 +23,7 @@ from dreambooth_ray.models.hub_errors import (
     hub_endpoint,
 )
 from dreambooth_ray.models.remote_files import RemoteFiles
-from dreambooth_ray.models.weight_cache import models_folder
+from dreambooth_ray.models.weight_cache import fetched_models_folder
 from dreambooth_ray.storage.local_files import replace_file
 
 _ID = re.compile(r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[\w./+-]+))?")
@@ -49,11 +49,11 @@ def pin_model(model: HubModel) -> HubModel:
 def _find_commit(model: HubModel) -> str:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    cache_name = hashlib.sha256(f"{hub_endpoint()} {model}".encode()).hexdigest()[:32]
-    revision_file = models_folder() / f"{cache_name}.revision"
+    revision_file_stem = hashlib.sha256(f"{hub_endpoint()} {model}".encode()).hexdigest()[:32]
+    revision_file = fetched_models_folder() / f"{revision_file_stem}.revision"
     try:
         with explained_answers(model):
-            info = HfApi().model_info(
+            model_info = HfApi().model_info(
                 model.repo, revision=model.revision or None, timeout=_TIMEOUT_S
             )
     except HubUnreachableError:
@@ -65,9 +65,9 @@ def _find_commit(model: HubModel) -> str:
         if isinstance(path, str):
             return Path(path).parent.name
         raise
-    with replace_file(revision_file) as partial:
-        partial.write_text(str(info.sha))
-    return str(info.sha)
+    with replace_file(revision_file) as partial_file:
+        partial_file.write_text(str(model_info.sha))
+    return str(model_info.sha)
 
 
 @lru_cache(maxsize=8)
@@ -79,23 +79,23 @@ def open_hub_model(model: HubModel) -> "HubFiles":
     from huggingface_hub import HfApi
 
     with explained_answers(model):
-        info = HfApi().model_info(
+        model_info = HfApi().model_info(
             model.repo, revision=model.revision, files_metadata=True, timeout=_TIMEOUT_S
         )
-    return HubFiles(model, info.siblings or [])
+    return HubFiles(model, model_info.siblings or [])
 
 
 def find_hub_snapshot(files: "HubFiles", names: list[str]) -> Path | None:
     """The model's folder in huggingface_hub's own cache, if all these files are there."""
     from huggingface_hub import try_to_load_from_cache
 
-    folder = None
-    for name in names:
-        path = try_to_load_from_cache(files.model.repo, name, revision=files.model.revision)
-        if not isinstance(path, str) or Path(path).stat().st_size != files.sizes[name]:
+    snapshot_folder = None
+    for file_name in names:
+        path = try_to_load_from_cache(files.model.repo, file_name, revision=files.model.revision)
+        if not isinstance(path, str) or Path(path).stat().st_size != files.sizes[file_name]:
             return None
-        folder = Path(path).parents[name.count("/")]
-    return folder
+        snapshot_folder = Path(path).parents[file_name.count("/")]
+    return snapshot_folder
 
 
 def find_any_snapshot(model: HubModel) -> Path | None:
@@ -111,8 +111,8 @@ class HubFiles(RemoteFiles):
 
     def __init__(self, model: HubModel, siblings: list[Any]) -> None:
         """siblings: as the hub lists them, with sizes and hashes"""
-        sizes = {s.rfilename: int(s.size or 0) for s in siblings}
-        super().__init__(str(model), sizes, f"hub {model}")
+        file_sizes = {s.rfilename: int(s.size or 0) for s in siblings}
+        super().__init__(str(model), file_sizes, f"hub {model}")
         self.model = model
         self._siblings = {s.rfilename: s for s in siblings}
 
@@ -120,18 +120,18 @@ class HubFiles(RemoteFiles):
         """See the base class."""
         received_bytes, num_failures = bytearray(), 0
         while True:
-            num_before = len(received_bytes)
+            num_bytes_before = len(received_bytes)
             try:
                 with explained_answers(self.model):
-                    for block in self._stream_range(name, begin + num_before, end):
-                        received_bytes += block
+                    for chunk in self._stream_range(name, begin + num_bytes_before, end):
+                        received_bytes += chunk
             except HubUnreachableError:
                 if num_failures == _TRIES:
                     raise
             if len(received_bytes) >= end - begin:
                 return bytes(received_bytes[: end - begin])
             # As long as something comes, it is asked for the rest.
-            num_failures = num_failures + 1 if len(received_bytes) == num_before else 1
+            num_failures = num_failures + 1 if len(received_bytes) == num_bytes_before else 1
             if num_failures > _TRIES:
                 raise HubUnreachableError(
                     f"{self.uri}: {name} ends at {begin + len(received_bytes)} bytes each time; "
@@ -146,26 +146,30 @@ class HubFiles(RemoteFiles):
             self.model.repo, name, revision=self.model.revision, endpoint=hub_endpoint()
         )
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={begin}-{end - 1}"}
-        if token := get_token():  # not sent on to another host that it redirects to
-            headers["Authorization"] = f"Bearer {token}"
-        with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT_S) as response:
-            hf_raise_for_status(response)
+        if hub_token := get_token():  # not sent on to another host that it redirects to
+            headers["Authorization"] = f"Bearer {hub_token}"
+        with get_session().stream(
+            "GET", url, headers=headers, timeout=_TIMEOUT_S
+        ) as range_response:
+            hf_raise_for_status(range_response)
             # Who knows no ranges answers with all of it.
-            num_surplus = begin if response.status_code == 200 else 0
-            for block in response.iter_raw():
-                yield block[num_surplus:]
-                num_surplus = max(0, num_surplus - len(block))
+            num_skipped_bytes = begin if range_response.status_code == 200 else 0
+            for chunk in range_response.iter_raw():
+                yield chunk[num_skipped_bytes:]
+                num_skipped_bytes = max(0, num_skipped_bytes - len(chunk))
 
-    def check_file(self, name: str, path: Path, sha256: str) -> None:
+    def check_file_hash(self, name: str, path: Path, sha256: str) -> None:
         """See the base class."""
-        sibling = self._siblings[name]
-        if sibling.lfs is not None:
-            is_same = sibling.lfs.sha256 == sha256
+        hub_file_record = self._siblings[name]
+        if hub_file_record.lfs is not None:
+            has_listed_hash = hub_file_record.lfs.sha256 == sha256
         else:
             content = path.read_bytes()
-            git_hash = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-            is_same = sibling.blob_id in (None, git_hash.hexdigest())
-        if not is_same:
+            git_blob_hash = hashlib.sha1(
+                b"blob %d\0" % len(content) + content, usedforsecurity=False
+            )
+            has_listed_hash = hub_file_record.blob_id in (None, git_blob_hash.hexdigest())
+        if not has_listed_hash:
             raise StorageError(
                 f"{self.uri}: {name} arrived otherwise than the hub says (its hash is "
                 f"{sha256[:12]}); try again"

@@ -7,7 +7,7 @@ Shapes = dict[str, list[int]]
 
 def prefix_shapes(prefix: str, shapes: Mapping[str, list[int]]) -> Shapes:
     """The same under `prefix.`."""
-    return {f"{prefix}.{name}": shape for name, shape in shapes.items()}
+    return {f"{prefix}.{tensor_name}": shape for tensor_name, shape in shapes.items()}
 
 
 def expect_affine(name: str, *shape: int) -> Shapes:
@@ -22,17 +22,17 @@ def expect_convolution(name: str, width: int, inner: int, kernel: int = 3) -> Sh
 
 def expect_resnet(inner: int, width: int, time_width: int | None = None) -> Shapes:
     """ResnetBlock2D from `inner` to `width` channels. time_width: where it is told the time"""
-    shapes = {
+    resnet_shapes = {
         **expect_affine("norm1", inner),
         **expect_convolution("conv1", width, inner),
         **expect_affine("norm2", width),
         **expect_convolution("conv2", width, width),
     }
     if time_width is not None:
-        shapes |= expect_affine("time_emb_proj", width, time_width)
+        resnet_shapes |= expect_affine("time_emb_proj", width, time_width)
     if inner != width:
-        shapes |= expect_convolution("conv_shortcut", width, inner, kernel=1)
-    return shapes
+        resnet_shapes |= expect_convolution("conv_shortcut", width, inner, kernel=1)
+    return resnet_shapes
 
 
 def list_transformer_shapes(width: int, text_width: int, depth: int, *, is_linear: bool) -> Shapes:
@@ -44,28 +44,28 @@ def list_transformer_shapes(width: int, text_width: int, depth: int, *, is_linea
         **expect_affine("ff.net.0.proj", 8 * width, width),
         **expect_affine("ff.net.2", width, 4 * width),
     }
-    for name in ("norm1", "norm2", "norm3"):
-        block_shapes |= expect_affine(name, width)
-    for name in ("attn1.to_out.0", "attn2.to_out.0"):
-        block_shapes |= expect_affine(name, width, width)
+    for layer_name in ("norm1", "norm2", "norm3"):
+        block_shapes |= expect_affine(layer_name, width)
+    for layer_name in ("attn1.to_out.0", "attn2.to_out.0"):
+        block_shapes |= expect_affine(layer_name, width, width)
     projection_shapes: Shapes = {}
-    for name in ("proj_in", "proj_out"):
-        kernel = () if is_linear else (1, 1)
-        projection_shapes |= expect_affine(name, width, width, *kernel)
-    shapes = {**expect_affine("norm", width), **projection_shapes}
+    for layer_name in ("proj_in", "proj_out"):
+        kernel_size = () if is_linear else (1, 1)
+        projection_shapes |= expect_affine(layer_name, width, width, *kernel_size)
+    transformer_shapes = {**expect_affine("norm", width), **projection_shapes}
     for index in range(depth):
-        shapes |= prefix_shapes(f"transformer_blocks.{index}", block_shapes)
-    return shapes
+        transformer_shapes |= prefix_shapes(f"transformer_blocks.{index}", block_shapes)
+    return transformer_shapes
 
 
 def expect_clip_layer(width: int, inner_width: int) -> Shapes:
     """CLIPEncoderLayer."""
-    shapes = {
+    layer_shapes = {
         **expect_affine("mlp.fc1", inner_width, width),
         **expect_affine("mlp.fc2", width, inner_width),
     }
-    for name in ("layer_norm1", "layer_norm2"):
-        shapes |= expect_affine(name, width)
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        shapes |= expect_affine(f"self_attn.{name}", width, width)
-    return shapes
+    for layer_name in ("layer_norm1", "layer_norm2"):
+        layer_shapes |= expect_affine(layer_name, width)
+    for layer_name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        layer_shapes |= expect_affine(f"self_attn.{layer_name}", width, width)
+    return layer_shapes

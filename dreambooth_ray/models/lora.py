@@ -52,7 +52,7 @@ def inject_adapters(
     peft_config = _make_peft_config(lora_config, model, targets, unused)
     with _rng_lock, torch.random.fork_rng(devices=[]):
         torch.manual_seed(
-            noise.generator(seed, f"lora/{type(model).__name__}", 0, 0).initial_seed()
+            noise.make_seeded_generator(seed, f"lora/{type(model).__name__}", 0, 0).initial_seed()
         )
         try:
             with _silence_peft_warnings():
@@ -71,33 +71,37 @@ def _make_peft_config(
     targets: tuple[str, ...],
     unused: tuple[str, ...],
 ) -> PeftConfig:
-    common_options: dict[str, Any] = {
+    common_peft_options: dict[str, Any] = {
         "r": lora_config.rank,
         "target_modules": _resolve_targets(model, targets),
-        "exclude_modules": "|".join(rf"{re.escape(name)}\..+" for name in unused) or None,
-        "rank_pattern": _select_patterns(lora_config.rank_pattern, model),
-        "alpha_pattern": _select_patterns(lora_config.resolved_alpha_pattern, model),
+        "exclude_modules": "|".join(rf"{re.escape(unused_module)}\..+" for unused_module in unused)
+        or None,
+        "rank_pattern": _select_layer_patterns(lora_config.rank_pattern, model),
+        "alpha_pattern": _select_layer_patterns(lora_config.resolved_alpha_pattern, model),
     }
     # peft types it as an integer and only ever divides it by the rank.
     alpha: Any = lora_config.resolved_alpha
     if lora_config.kind == "loha":
-        return LoHaConfig(alpha=alpha, **common_options)
+        return LoHaConfig(alpha=alpha, **common_peft_options)
     if lora_config.kind == "lokr":
         return LoKrConfig(
-            alpha=alpha, decompose_factor=lora_config.lokr_factor or -1, **common_options
+            alpha=alpha, decompose_factor=lora_config.lokr_factor or -1, **common_peft_options
         )
     return LoraConfig(
-        lora_alpha=alpha, use_dora=lora_config.dora, use_rslora=lora_config.rslora, **common_options
+        lora_alpha=alpha,
+        use_dora=lora_config.dora,
+        use_rslora=lora_config.rslora,
+        **common_peft_options,
     )
 
 
-def _select_patterns(patterns: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+def _select_layer_patterns(patterns: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Those for layers of this model: readers of its file warn of others."""
-    module_names = [name for name, _ in model.named_modules()]
+    module_names = [module_name for module_name, _ in model.named_modules()]
     return {
-        pattern: value
-        for pattern, value in patterns.items()
-        if any(adapters.matches_pattern(pattern, name) for name in module_names)
+        layer_pattern: value
+        for layer_pattern, value in patterns.items()
+        if any(adapters.matches_pattern(layer_pattern, module_name) for module_name in module_names)
     }
 
 
@@ -105,13 +109,17 @@ def _resolve_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     """The targets; whole names for one that containers of layers end with as well as layers."""
     target_names: list[str] = []
     for target in targets:
-        matches = [
-            (name, module)
-            for name, module in model.named_modules()
-            if name == target or name.endswith(f".{target}")
+        matching_modules = [
+            (module_name, module)
+            for module_name, module in model.named_modules()
+            if module_name == target or module_name.endswith(f".{target}")
         ]
-        layer_names = [name for name, module in matches if not isinstance(module, nn.ModuleList)]
-        target_names += layer_names if len(layer_names) < len(matches) else [target]
+        layer_names = [
+            module_name
+            for module_name, module in matching_modules
+            if not isinstance(module, nn.ModuleList)
+        ]
+        target_names += layer_names if len(layer_names) < len(matching_modules) else [target]
     return target_names
 
 
@@ -140,8 +148,10 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
     """Save a model's adapters as peft's save_pretrained does."""
     folder.mkdir(parents=True)
     adapter_state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {f"{PREFIX}{k}": v.detach().cpu().contiguous() for k, v in adapter_state.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    adapter_tensors = {
+        f"{PREFIX}{k}": v.detach().cpu().contiguous() for k, v in adapter_state.items()
+    }
+    save_file(adapter_tensors, folder / WEIGHTS, metadata={"format": "pt"})
     peft_config = cast(dict[str, PeftConfig], model.peft_config)["default"]
     (folder / SETTINGS).write_text(
         json.dumps(_peft_config_to_json(peft_config), indent=1, sort_keys=True)
@@ -149,9 +159,9 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
 
 
 def _peft_config_to_json(peft_config: PeftConfig) -> dict[str, Any]:
-    values: dict[str, Any] = peft_config.to_dict()
-    values["inference_mode"] = True
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
+    peft_settings: dict[str, Any] = peft_config.to_dict()
+    peft_settings["inference_mode"] = True
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in peft_settings.items()}
 
 
 def fuse_adapters(model: nn.Module, folder: Path) -> nn.Module:

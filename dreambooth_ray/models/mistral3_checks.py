@@ -10,7 +10,7 @@ from dreambooth_ray.models.qwen3_checks import (
     DECODER_NAMES,
     check_depth,
     expect_behind_attention,
-    expect_decoder,
+    expect_language_model,
 )
 from dreambooth_ray.models.shape_checks import (
     Shapes,
@@ -55,8 +55,8 @@ def check_mistral3(folder: Path, tokenizer: Path, min_layers: int) -> int:
     check_shapes(folder, expected_shapes, _UNREAD)
     check_chat_template(tokenizer)
     # A processor's own settings, which bundles keep.
-    for settings_file in sorted(tokenizer.glob("*processor_config.json")):
-        read_json(settings_file)
+    for processor_config in sorted(tokenizer.glob("*processor_config.json")):
+        read_json(processor_config)
     return text_counts["hidden_size"]
 
 
@@ -85,24 +85,32 @@ def expect_mistral3(path: Path, config: dict[str, Any]) -> Shapes:
     text_counts = _read_text_counts(path, config)
     vision_config = _VISION_DEFAULTS | read_section(path, config, "vision_config")
     vision_counts = find_counts(path, vision_config, *_VISION_DEFAULTS)
-    merge_counts = find_counts(path, {"spatial_merge_size": 2} | config, "spatial_merge_size")
-    feature_layers = config.get("vision_feature_layer", -1)
-    num_feature_layers = len(feature_layers) if isinstance(feature_layers, list) else 1
+    spatial_merge_counts = find_counts(
+        path, {"spatial_merge_size": 2} | config, "spatial_merge_size"
+    )
+    vision_feature_layers = config.get("vision_feature_layer", -1)
+    num_vision_feature_layers = (
+        len(vision_feature_layers) if isinstance(vision_feature_layers, list) else 1
+    )
     vision_width, text_width = vision_counts["hidden_size"], text_counts["hidden_size"]
-    projector: Shapes = {
+    projector_shapes: Shapes = {
         "norm.weight": [vision_width],
         "patch_merger.merging_layer.weight": [
             vision_width,
-            vision_width * merge_counts["spatial_merge_size"] ** 2,
+            vision_width * spatial_merge_counts["spatial_merge_size"] ** 2,
         ],
-        **expect_affine("linear_1", text_width, vision_width * num_feature_layers),
+        **expect_affine("linear_1", text_width, vision_width * num_vision_feature_layers),
         **expect_affine("linear_2", text_width, text_width),
     }
     if not config.get("multimodal_projector_bias"):
-        projector = {name: shape for name, shape in projector.items() if "bias" not in name}
+        projector_shapes = {
+            name: shape for name, shape in projector_shapes.items() if "bias" not in name
+        }
     return {
-        **prefix_shapes("language_model", expect_decoder(text_counts, _expect_layer(text_counts))),
-        **prefix_shapes("multi_modal_projector", projector),
+        **prefix_shapes(
+            "language_model", expect_language_model(text_counts, _expect_layer(text_counts))
+        ),
+        **prefix_shapes("multi_modal_projector", projector_shapes),
         **prefix_shapes("vision_tower", _expect_vision(vision_counts)),
     }
 
@@ -122,21 +130,24 @@ def _expect_layer(counts: dict[str, int]) -> Shapes:
 
 def _expect_vision(counts: dict[str, int]) -> Shapes:
     """Of Pixtral, which sees images, is not used here and is kept for bundles."""
-    hidden_size, mlp_width, patch_size = (
+    vision_width, mlp_width, patch_size = (
         counts["hidden_size"],
         counts["intermediate_size"],
         counts["patch_size"],
     )
     layer_shapes: Shapes = {
-        **{f"attention.{name}_proj.weight": [hidden_size, hidden_size] for name in "qkvo"},
-        "attention_norm.weight": [hidden_size],
-        "feed_forward.gate_proj.weight": [mlp_width, hidden_size],
-        "feed_forward.up_proj.weight": [mlp_width, hidden_size],
-        "feed_forward.down_proj.weight": [hidden_size, mlp_width],
-        "ffn_norm.weight": [hidden_size],
+        **{
+            f"attention.{projection_letter}_proj.weight": [vision_width, vision_width]
+            for projection_letter in "qkvo"
+        },
+        "attention_norm.weight": [vision_width],
+        "feed_forward.gate_proj.weight": [mlp_width, vision_width],
+        "feed_forward.up_proj.weight": [mlp_width, vision_width],
+        "feed_forward.down_proj.weight": [vision_width, mlp_width],
+        "ffn_norm.weight": [vision_width],
     }
     return {
-        "patch_conv.weight": [hidden_size, counts["num_channels"], patch_size, patch_size],
-        "ln_pre.weight": [hidden_size],
+        "patch_conv.weight": [vision_width, counts["num_channels"], patch_size, patch_size],
+        "ln_pre.weight": [vision_width],
         **repeat_shapes("transformer.layers", counts["num_hidden_layers"], layer_shapes),
     }

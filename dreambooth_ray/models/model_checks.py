@@ -45,19 +45,21 @@ def check_method(config: Config, directory: Path) -> None:
 
         from dreambooth_ray.models import tokens  # noqa: PLC0415
 
-        for part in family.trainable_text_encoders:
-            tokenizer = CLIPTokenizer.from_pretrained(directory, subfolder=part.tokenizer)
+        for text_encoder in family.trainable_text_encoders:
+            tokenizer = CLIPTokenizer.from_pretrained(directory, subfolder=text_encoder.tokenizer)
             tokens.check_words(tokenizer, [config.word(s) for s in config.all_subjects])
 
 
 def _check_clip_skip(config: Config, family: ModelFamily, directory: Path) -> None:
-    configs = [read_part_config(directory, part.name) for part in family.text_encoders]
-    num_layers = min(encoder["num_hidden_layers"] for encoder in configs)
-    for key, sampling_params in (("prior", config.prior), ("sample", config.sample)):
-        if sampling_params.clip_skip + family.layers_left_out >= num_layers:
+    encoder_configs = [read_part_config(directory, part.name) for part in family.text_encoders]
+    min_encoder_layers = min(
+        encoder_config["num_hidden_layers"] for encoder_config in encoder_configs
+    )
+    for config_section, sampling_params in (("prior", config.prior), ("sample", config.sample)):
+        if sampling_params.clip_skip + family.layers_left_out >= min_encoder_layers:
             raise ConfigError(
-                f"{key}.clip_skip={sampling_params.clip_skip} leaves nothing of a text encoder of "
-                f"{num_layers} layers; set it lower"
+                f"{config_section}.clip_skip={sampling_params.clip_skip} leaves nothing of a text "
+                f"encoder of {min_encoder_layers} layers; set it lower"
             )
 
 
@@ -73,19 +75,19 @@ def _check_targets(train: TrainConfig, family: ModelFamily, directory: Path) -> 
             ("text_target_modules", part.name, targets) for part in family.trainable_text_encoders
         ]
     adapted_shapes: dict[str, Sequence[int]] = {}
-    for key, part, targets in target_checks:
-        shapes = dict(_list_layer_shapes(directory / part, part))
+    for setting_key, part, targets in target_checks:
+        layer_shapes = dict(_list_layer_shapes(directory / part, part))
         missing_targets = [
-            t for t in targets if not any(_matches_target(layer, t) for layer in shapes)
+            t for t in targets if not any(_matches_target(layer, t) for layer in layer_shapes)
         ]
         if missing_targets:
             raise ConfigError(
-                f"train.lora.{key}: no linear or convolution layer of the model is named "
+                f"train.lora.{setting_key}: no linear or convolution layer of the model is named "
                 f"{', '.join(missing_targets)}; take names that its layers end with"
             )
         adapted_shapes |= {
             layer: shape
-            for layer, shape in shapes.items()
+            for layer, shape in layer_shapes.items()
             if any(_matches_target(layer, target) for target in targets)
         }
     _check_ranks(lora, adapted_shapes, family.narrow_layers)
@@ -102,21 +104,21 @@ def _check_ranks(
 
     narrow_layers: of the family, which may have the rank of all
     """
-    for key, patterns in (("rank", lora.rank_pattern), ("alpha", lora.alpha_pattern)):
-        for pattern in patterns:
-            if not any(matches_pattern(pattern, layer) for layer in shapes):
+    for key, layer_patterns in (("rank", lora.rank_pattern), ("alpha", lora.alpha_pattern)):
+        for layer_pattern in layer_patterns:
+            if not any(matches_pattern(layer_pattern, layer) for layer in shapes):
                 raise ConfigError(
-                    f"train.lora.{key}_pattern: {pattern!r} matches no adapted layer, as "
+                    f"train.lora.{key}_pattern: {layer_pattern!r} matches no adapted layer, as "
                     f"{next(iter(shapes))}; take what names of adapted layers end with"
                 )
     for layer, shape in shapes.items():
         matching_pattern = next((p for p in lora.rank_pattern if matches_pattern(p, layer)), None)
         rank = lora.rank if matching_pattern is None else lora.rank_pattern[matching_pattern]
         layer_width = min(shape[0], math.prod(shape[1:]))
-        may_be_narrow = matching_pattern is None and any(
-            _matches_target(layer, name) for name in narrow_layers
+        may_exceed_width = matching_pattern is None and any(
+            _matches_target(layer, narrow_layer) for narrow_layer in narrow_layers
         )
-        if rank > layer_width and not may_be_narrow:
+        if rank > layer_width and not may_exceed_width:
             key = "rank" if matching_pattern is None else f"rank_pattern.{matching_pattern}"
             raise ConfigError(
                 f"train.lora.{key}={rank} is above {layer_width}, the width of {layer}; take at "
@@ -127,11 +129,11 @@ def _check_ranks(
 
 def _list_layer_shapes(folder: Path, part: str) -> Iterator[tuple[str, Sequence[int]]]:
     """Linear layers and convolutions and the shapes of their weights, from the files' headers."""
-    for name, shape in find_weights(folder, part).read_shapes().items():
-        layer, _, tensor_kind = name.rpartition(".")
+    for tensor_name, shape in find_weights(folder, part).read_shapes().items():
+        layer_name, _, tensor_kind = tensor_name.rpartition(".")
         if (
             tensor_kind == "weight"
-            and not layer.endswith("embedding")
+            and not layer_name.endswith("embedding")
             and len(shape) in _DIMENSIONS
         ):
-            yield layer, shape
+            yield layer_name, shape

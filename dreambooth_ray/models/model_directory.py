@@ -14,9 +14,9 @@ from dreambooth_ray.config.training_images import TrainingImagesConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_location import fetch_source, outline_source
-from dreambooth_ray.models.model_source import find_shipped, parse_source
+from dreambooth_ray.models.model_source import find_shipped_model, parse_source
 from dreambooth_ray.models.weight_files import PICKLES, find_weights
-from dreambooth_ray.models.weight_values import check_values
+from dreambooth_ray.models.weight_values import check_finite_weights
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.file_hashes import cached_file_hash
 from dreambooth_ray.storage.manifest import MANIFEST
@@ -36,11 +36,11 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
     raises: ConfigError naming the file or folder that is missing or can't be used, and what
         `model_location.fetch_source` raises
     """
-    if shipped_directory := find_shipped(uri):
-        return shipped_directory
+    if shipped_model_folder := find_shipped_model(uri):
+        return shipped_model_folder
     if not parse_source(uri).is_directory:
         model_outline(uri, key)  # refused before anything large is on its way
-    return _check_model(fetch_source(uri, key), uri, key, whole=True)
+    return _check_model_folder(fetch_source(uri, key), uri, key, whole=True)
 
 
 def model_outline(uri: str, key: str = "model.uri") -> Path:
@@ -49,12 +49,12 @@ def model_outline(uri: str, key: str = "model.uri") -> Path:
     Of weights that are not on this host, the headers are there and not a tensor; of those that are,
     no more is looked at. What can be refused by that comes before anybody waits for the rest.
     """
-    if shipped_directory := find_shipped(uri):
-        return shipped_directory
-    return _check_model(outline_source(uri, key), uri, key, whole=False)
+    if shipped_model_folder := find_shipped_model(uri):
+        return shipped_model_folder
+    return _check_model_folder(outline_source(uri, key), uri, key, whole=False)
 
 
-def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
+def _check_model_folder(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
     """whole: the weights are here, those of an adapter's base among them, and are read"""
     if (folder / paths.CONFIG).is_file() and not (folder / "vae").is_dir():
         folder = folder / paths.BUNDLE
@@ -68,7 +68,7 @@ def _check_model(folder: Path, uri: str, key: str, *, whole: bool) -> Path:
         family = find_family(folder)
         family.check(folder)
         if whole:
-            check_values(folder, family)
+            check_finite_weights(folder, family)
     except ConfigError as error:
         raise ConfigError(f"{key}={uri!r}: {error}") from error
     return folder
@@ -111,9 +111,11 @@ def base_directory(directory: Path) -> Path:
 
 def compute_latent_factor(vae_config: Mapping[str, Any]) -> int:
     """Pixels that a latent spans each way, by the VAE's configuration."""
-    encoder_key = "encoder_block_out_channels"  # of AutoencoderDC
-    key = encoder_key if encoder_key in vae_config else "block_out_channels"
-    return int(2 ** (len(vae_config[key]) - 1))
+    encoder_channels_key = "encoder_block_out_channels"  # of AutoencoderDC
+    channels_key = (
+        encoder_channels_key if encoder_channels_key in vae_config else "block_out_channels"
+    )
+    return int(2 ** (len(vae_config[channels_key]) - 1))
 
 
 def check_resolution(directory: Path, resolution: int) -> None:
@@ -127,9 +129,11 @@ def check_resolution(directory: Path, resolution: int) -> None:
             f"train.resolution={resolution} is not a multiple of {size_multiple}, which this model "
             f"needs; try {nearest_resolution}"
         )
-    limit = family.max_side(directory) if family.max_side else resolution
-    if resolution > limit:
-        raise ConfigError(f"train.resolution={resolution} is above {limit}, this model's limit")
+    max_side_px = family.max_side(directory) if family.max_side else resolution
+    if resolution > max_side_px:
+        raise ConfigError(
+            f"train.resolution={resolution} is above {max_side_px}, this model's limit"
+        )
 
 
 def check_image_sizes(directory: Path, train: TrainingImagesConfig) -> None:
@@ -148,12 +152,12 @@ def check_image_sizes(directory: Path, train: TrainingImagesConfig) -> None:
             f"{-(-bucket_step_px // size_multiple) * size_multiple}"
         )
     longest_px = int(train.side_px * math.sqrt(train.bucket_max_aspect))
-    limit = family.max_side(directory) if family.max_side else longest_px
-    if longest_px > limit:
+    max_side_px = family.max_side(directory) if family.max_side else longest_px
+    if longest_px > max_side_px:
         raise ConfigError(
             f"train.bucket_max_aspect={train.bucket_max_aspect:g} makes sides of up to "
-            f"{longest_px} px at train.resolution={train.side_px}, above {limit}, this model's "
-            "limit; lower one of the two"
+            f"{longest_px} px at train.resolution={train.side_px}, above {max_side_px}, this "
+            "model's limit; lower one of the two"
         )
 
 
@@ -163,7 +167,7 @@ def model_hash(directory: Path) -> str:
     Of an adapter bundle: over its base's hash and the adapter's files. A file is read once, and
     again only when it has changed.
     """
-    return _hash_files(directory, _is_loaded)
+    return _hash_files(directory, _is_loaded_file)
 
 
 def has_model_hash(directory: Path, digest: str) -> bool:
@@ -175,44 +179,46 @@ def has_model_hash(directory: Path, digest: str) -> bool:
 
 
 def _hash_files(directory: Path, is_part: Callable[[Path], bool]) -> str:
-    digest = hashlib.sha256()
+    model_digest = hashlib.sha256()
     base_model = adapted_base(directory)
     if base_model:
-        digest.update(base_model[1].encode())
+        model_digest.update(base_model[1].encode())
     part_names = (paths.ADAPTER,) if base_model else find_family(directory).parts
     for path in sorted(
         p for part in part_names for p in (directory / part).rglob("*") if p.is_file()
     ):
         if is_part(path):
-            digest.update(path.relative_to(directory).as_posix().encode())
-            digest.update(bytes.fromhex(cached_file_hash(path)))
-    return digest.hexdigest()
+            model_digest.update(path.relative_to(directory).as_posix().encode())
+            model_digest.update(bytes.fromhex(cached_file_hash(path)))
+    return model_digest.hexdigest()
 
 
 def list_loaded_files(directory: Path) -> list[str]:
     """Names of all files of a model that loading reads, as other hosts need them."""
     is_adapter = adapted_base(directory) is not None
-    folders = (paths.ADAPTER,) if is_adapter else (*find_family(directory).parts, _PROCESSOR)
+    part_folders = (paths.ADAPTER,) if is_adapter else (*find_family(directory).parts, _PROCESSOR)
     file_paths = [directory / (MANIFEST if is_adapter else _INDEX)]
-    file_paths += [p for folder in folders for p in sorted((directory / folder).rglob("*"))]
+    file_paths += [
+        p for part_folder in part_folders for p in sorted((directory / part_folder).rglob("*"))
+    ]
     return [
         path.relative_to(directory).as_posix()
         for path in file_paths
-        if path.is_file() and _is_loaded(path)
+        if path.is_file() and _is_loaded_file(path)
     ]
 
 
-def _is_loaded(path: Path) -> bool:
+def _is_loaded_file(path: Path) -> bool:
     """Whether a file is read when its part is loaded: no other format's weights, no variant's."""
     if path.suffix in _OTHER_FORMATS:
         return False
     if path.suffix != ".safetensors":
         return True
-    names = loaded_weights(path.parent)
-    return not names or path.name in names
+    weight_file_names = list_loaded_weight_files(path.parent)
+    return not weight_file_names or path.name in weight_file_names
 
 
-def loaded_weights(folder: Path) -> frozenset[str]:
+def list_loaded_weight_files(folder: Path) -> frozenset[str]:
     """Names of the weight files of one part that are loaded; none where they go by other names."""
     try:
         return frozenset(path.name for path in find_weights(folder, folder.name).paths)

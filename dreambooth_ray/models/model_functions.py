@@ -42,7 +42,7 @@ class ImageFrame(NamedTuple):
     width: int
 
     @classmethod
-    def of_whole(cls, height: int, width: int) -> "ImageFrame":
+    def of_whole_image(cls, height: int, width: int) -> "ImageFrame":
         """Of an image that nothing was cut from."""
         return cls(height, width, 0, 0, height, width)
 
@@ -71,13 +71,13 @@ class ModelFunctions(ABC):
 
     def __init__(self, family: ModelFamily) -> None:
         """raises: TypeError where the family says that it can what its functions can't"""
-        for is_declared, base_class in (
+        for is_required, required_base_class in (
             (bool(family.trainable_text_encoders), TextTraining),
             (family.max_prompt_tokens is not None, PromptLimitFunctions),
         ):
-            if is_declared and not isinstance(self, base_class):
+            if is_required and not isinstance(self, required_base_class):
                 raise TypeError(
-                    f"{type(self).__name__} of {family.title} is no {base_class.__name__}"
+                    f"{type(self).__name__} of {family.title} is no {required_base_class.__name__}"
                 )
         self.family = family
 
@@ -204,7 +204,7 @@ class ModelFunctions(ABC):
 
     def batch_key(self, conditioning: Conditioning) -> Hashable:
         """Rows of equal keys can share a forward."""
-        return conditioning.shapes
+        return conditioning.row_shapes
 
     def list_blocks(self, denoiser: nn.Module) -> list[nn.Module]:
         """Blocks that a sharding strategy gathers one at a time."""

@@ -21,7 +21,7 @@ from dreambooth_ray.models.model_source import (
     ModelSource,
     explain_source,
     find_hub_id,
-    find_shipped,
+    find_shipped_model,
     parse_source,
 )
 from dreambooth_ray.models.part_configs import read_json
@@ -32,7 +32,7 @@ from dreambooth_ray.models.remote_files import (
     write_outline,
 )
 from dreambooth_ray.models.store_files import is_url, open_store_file, open_store_model
-from dreambooth_ray.models.weight_cache import add_to_cache, find_cached
+from dreambooth_ray.models.weight_cache import add_model_to_cache, find_cached_model
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.file_hashes import cache_folder, cached_file_hash
 
@@ -58,15 +58,15 @@ def fetch_part(uri: str, part: str, key: str) -> Path:
     key: the setting to name in an error
     raises: as `fetch_source`; ConfigError where it has no config.json
     """
-    requirement = (
+    accepted_sources = (
         "give a directory that save_pretrained wrote, or a model of the hub or a URL of such a one"
     )
     if ModelSource(uri).is_directory and not Path(uri).expanduser().is_dir():
-        raise ConfigError(f"{key}={uri!r} is no directory here; {requirement}")
-    folder = _ModelLocator(key, whole=True)._locate_uri(uri, part=part)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{key}={uri!r} has no config.json; {requirement}")
-    return folder
+        raise ConfigError(f"{key}={uri!r} is no directory here; {accepted_sources}")
+    part_folder = _ModelLocator(key, whole=True)._locate_uri(uri, part=part)
+    if not (part_folder / "config.json").is_file():
+        raise ConfigError(f"{key}={uri!r} has no config.json; {accepted_sources}")
+    return part_folder
 
 
 def outline_source(text: str, key: str) -> Path:
@@ -91,16 +91,16 @@ class _ModelLocator:
         if source.vae or source.text_encoder:
             base_folder = _find_whole_model(base_folder, self._key, source.uri)
         part_folders = {
-            name: self._locate_part(uri, name, base_folder)
-            for name in ("vae", "text_encoder")
-            if (uri := getattr(source, name))
+            part_name: self._locate_part(uri, part_name, base_folder)
+            for part_name in ("vae", "text_encoder")
+            if (uri := getattr(source, part_name))
         }
         return _link_parts(base_folder, part_folders) if part_folders else base_folder
 
     def _locate_uri(self, uri: str, prediction_type: str = "", part: str = "") -> Path:
         """part: of a model of which no more is needed"""
-        if shipped_folder := find_shipped(uri):
-            return shipped_folder
+        if shipped_model_folder := find_shipped_model(uri):
+            return shipped_model_folder
         try:
             if hub_id := find_hub_id(uri):
                 return self._locate_on_hub(hub_id, part)
@@ -120,93 +120,96 @@ class _ModelLocator:
         return path
 
     def _locate_on_hub(self, hub_id: HubModel, part: str) -> Path:
-        model = hub_files.pin_model(hub_id)
-        if cached_folder := find_cached(_hash_text(f"hub {model} {part}")):
+        pinned_model = hub_files.pin_model(hub_id)
+        if cached_folder := find_cached_model(_hash_text(f"hub {pinned_model} {part}")):
             return cached_folder
         try:
-            files = hub_files.open_hub_model(model)
+            files = hub_files.open_hub_model(pinned_model)
         except HubUnreachableError:
-            if snapshot := hub_files.find_any_snapshot(model):
+            if snapshot := hub_files.find_any_snapshot(pinned_model):
                 return snapshot
             raise
-        config_names, weight_names = files.select(part)
-        snapshot = hub_files.find_hub_snapshot(files, [*config_names, *weight_names])
+        config_file_names, weight_file_names = files.select(part)
+        snapshot = hub_files.find_hub_snapshot(files, [*config_file_names, *weight_file_names])
         return snapshot or self._fetch_files(files, part)
 
     def _fetch_files(self, files: RemoteFiles, part: str) -> Path:
-        key = _hash_text(f"{files.version} {part}")
+        cache_key = _hash_text(f"{files.version} {part}")
         if not self._whole:
-            outline = find_cached(key)
-            return outline or _make_outline(key, lambda to: write_outline(files, to, part))
+            outline = find_cached_model(cache_key)
+            return outline or _make_outline(cache_key, lambda to: write_outline(files, to, part))
         size_bytes = count_bytes(files, part)
-        return add_to_cache(key, size_bytes, lambda to: download_model(files, to, part))
+        return add_model_to_cache(cache_key, size_bytes, lambda to: download_model(files, to, part))
 
     def _convert_single_file(self, path: Path, prediction_type: str) -> Path:
-        model = single_file.read_single_file(path, prediction_type or None)
-        small_files_json = json.dumps(dict(model.small_files), sort_keys=True)
+        single_file_model = single_file.read_single_file(path, prediction_type or None)
+        small_files_json = json.dumps(dict(single_file_model.small_files), sort_keys=True)
         if not self._whole:
             file_stat = path.stat()
-            key = _hash_text(
+            cache_key = _hash_text(
                 f"{path} {file_stat.st_size} {file_stat.st_mtime_ns} {small_files_json}"
             )
             return _make_outline(
-                key, lambda folder: single_file.write_directory(model, folder, whole=False)
+                cache_key,
+                lambda folder: single_file.write_directory(single_file_model, folder, whole=False),
             )
-        key = _hash_text(f"single file {cached_file_hash(path)} {small_files_json}")
-        return add_to_cache(
-            key,
-            single_file.count_bytes(model),
-            lambda folder: single_file.write_directory(model, folder),
+        cache_key = _hash_text(f"single file {cached_file_hash(path)} {small_files_json}")
+        return add_model_to_cache(
+            cache_key,
+            single_file.count_bytes(single_file_model),
+            lambda folder: single_file.write_directory(single_file_model, folder),
         )
 
     def _locate_remote_file(self, uri: str, prediction_type: str) -> Path:
         files = open_store_file(uri)
-        (name,) = files.sizes
+        (file_name,) = files.sizes
         if not self._whole:
-            key = _hash_text(f"file {files.version}")
+            cache_key = _hash_text(f"file {files.version}")
             return self._convert_single_file(
-                _make_outline(key, lambda folder: write_outline(files, folder)) / name,
+                _make_outline(cache_key, lambda folder: write_outline(files, folder)) / file_name,
                 prediction_type,
             )
 
-        def fill_model_folder(folder: Path) -> None:
-            source = folder / name
+        def download_and_convert(folder: Path) -> None:
+            downloaded_file = folder / file_name
             download_model(files, folder)
-            model = single_file.read_single_file(source, prediction_type or None)
-            single_file.write_directory(model, folder)
-            source.unlink()
+            single_file_model = single_file.read_single_file(
+                downloaded_file, prediction_type or None
+            )
+            single_file.write_directory(single_file_model, folder)
+            downloaded_file.unlink()
 
-        key = _hash_text(f"single file {files.version} {prediction_type}")
-        return add_to_cache(key, 2 * files.sizes[name], fill_model_folder)
+        cache_key = _hash_text(f"single file {files.version} {prediction_type}")
+        return add_model_to_cache(cache_key, 2 * files.sizes[file_name], download_and_convert)
 
     def _locate_part(self, uri: str, part: str, base: Path) -> Path:
         """The folder of a part that takes the place of a model's own; raises ConfigError."""
         key = f"model.{part}"
         path = Path(uri).expanduser().absolute()
         if part == "vae" and path.is_file() and path.suffix in SUFFIXES:
-            return self._convert_vae(path, read_json(base / "vae" / "config.json"))
+            return self._convert_vae_file(path, read_json(base / "vae" / "config.json"))
         folder = _ModelLocator(key, whole=self._whole)._locate_uri(uri, part=part)
-        for candidate in (folder / part, folder):
-            if (candidate / "config.json").is_file():
-                return candidate
+        for candidate_folder in (folder / part, folder):
+            if (candidate_folder / "config.json").is_file():
+                return candidate_folder
         raise ConfigError(
             f"{key}={uri!r} has neither {part}/config.json nor a config.json; give a model "
             "directory, or one of such a part alone"
         )
 
-    def _convert_vae(self, path: Path, config: dict[str, object]) -> Path:
-        tensors = single_file.read_vae(path)
+    def _convert_vae_file(self, path: Path, config: dict[str, object]) -> Path:
+        vae_tensors = single_file.read_vae_tensors(path)
         file_stat = path.stat()
-        version = cached_file_hash(path) if self._whole else f"{path} {file_stat.st_mtime_ns}"
-        key = _hash_text(f"vae {version} {json.dumps(config, sort_keys=True)}")
+        file_version = cached_file_hash(path) if self._whole else f"{path} {file_stat.st_mtime_ns}"
+        cache_key = _hash_text(f"vae {file_version} {json.dumps(config, sort_keys=True)}")
 
         def fill_vae_folder(folder: Path) -> None:
-            single_file.write_vae(path, tensors, config, folder, whole=self._whole)
+            single_file.write_vae(path, vae_tensors, config, folder, whole=self._whole)
 
         return (
-            add_to_cache(key, path.stat().st_size, fill_vae_folder)
+            add_model_to_cache(cache_key, path.stat().st_size, fill_vae_folder)
             if self._whole
-            else (_make_outline(key, fill_vae_folder))
+            else (_make_outline(cache_key, fill_vae_folder))
         )
 
 
@@ -224,17 +227,17 @@ def _make_outline(key: str, write: Callable[[Path], None]) -> Path:
 
 def _make_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """A folder that is there once it is whole; of several processes the first one's stays."""
-    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir(mode=0o700, parents=True)
+    partial_folder = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    partial_folder.mkdir(mode=0o700, parents=True)
     try:
-        write(partial)
+        write(partial_folder)
         try:
-            partial.rename(folder)
+            partial_folder.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
 
 
 def _remove_old_outlines(folder: Path) -> None:
@@ -260,12 +263,14 @@ def _find_whole_model(folder: Path, key: str, uri: str) -> Path:
 def _link_parts(base: Path, parts: dict[str, Path]) -> Path:
     """A model of links: to the base's own entries, and to the parts that take their place."""
     link_targets = {path.name: path for path in base.iterdir()} | parts
-    targets_json = json.dumps({name: str(path) for name, path in sorted(link_targets.items())})
-    folder = cache_folder() / "composed" / _hash_text(targets_json)
+    link_targets_json = json.dumps(
+        {entry_name: str(path) for entry_name, path in sorted(link_targets.items())}
+    )
+    folder = cache_folder() / "composed" / _hash_text(link_targets_json)
 
     def link_entries(partial: Path) -> None:
-        for name, path in link_targets.items():
-            (partial / name).symlink_to(path)
+        for entry_name, path in link_targets.items():
+            (partial / entry_name).symlink_to(path)
 
     if not folder.is_dir():
         _make_folder(folder, link_entries)

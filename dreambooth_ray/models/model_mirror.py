@@ -20,9 +20,18 @@ from dreambooth_ray.models.model_directory import (
     model_directory,
     model_hash,
 )
-from dreambooth_ray.models.model_source import find_hub_id, find_shipped, parse_source, pin_source
+from dreambooth_ray.models.model_source import (
+    find_hub_id,
+    find_shipped_model,
+    parse_source,
+    pin_source,
+)
 from dreambooth_ray.models.store_files import is_url
-from dreambooth_ray.models.weight_cache import add_to_cache, find_cached, models_folder
+from dreambooth_ray.models.weight_cache import (
+    add_model_to_cache,
+    fetched_models_folder,
+    find_cached_model,
+)
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.lease import LeaseFiles
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter
@@ -38,24 +47,25 @@ def share_model(uri: str, key: str, storage: Store) -> Path:
 
     raises: as `model_directory`
     """
-    source = pin_source(uri, key)
-    if not _is_pinned_on_hub(source):
-        folder = model_directory(source, key)
+    pinned_source = pin_source(uri, key)
+    if not _is_pinned_on_hub(pinned_source):
+        folder = model_directory(pinned_source, key)
         publish_model(folder, model_hash(folder), storage)
         return folder
-    digest = hashlib.sha256(source.encode()).hexdigest()[:_KEY_DIGITS]
-    source_record = f"{paths.MODEL_SOURCES}/{digest}.json"
-    if shared_folder := _find_shared(storage, source_record):
+    source_hash = hashlib.sha256(pinned_source.encode()).hexdigest()[:_KEY_DIGITS]
+    source_record_name = f"{paths.MODEL_SOURCES}/{source_hash}.json"
+    if shared_folder := _fetch_shared_model(storage, source_record_name):
         return shared_folder
-    leases = LeaseFiles(storage, f"{paths.MODEL_SOURCES}/{digest}-lease-")
+    leases = LeaseFiles(storage, f"{paths.MODEL_SOURCES}/{source_hash}-lease-")
     with LeaseKeeper(LeaseWaiter(leases, _LEASE_S, math.inf, _ignore_message), _ignore_message):
-        if shared_folder := _find_shared(storage, source_record):
+        if shared_folder := _fetch_shared_model(storage, source_record_name):
             return shared_folder
-        folder = model_directory(source, key)
+        folder = model_directory(pinned_source, key)
         weights_hash = model_hash(folder)
         publish_model(folder, weights_hash, storage)
         storage.write(
-            source_record, json.dumps({"source": source, "model_hash": weights_hash}).encode()
+            source_record_name,
+            json.dumps({"source": pinned_source, "model_hash": weights_hash}).encode(),
         )
     return folder
 
@@ -77,15 +87,15 @@ def send_model(text: str, key: str, storage: Store) -> str:
             "of a cluster do not see it; `dreambooth export --format diffusers` makes one model of "
             "both: give that"
         )
-    digest = model_hash(folder)
-    publish_model(folder, digest, storage)
-    return f"{storage.uri}/{paths.model(digest)}"
+    model_digest = model_hash(folder)
+    publish_model(folder, model_digest, storage)
+    return f"{storage.uri}/{paths.model(model_digest)}"
 
 
 def _is_on_this_host(text: str) -> bool:
     """Whether anything that a source names is a folder or a file of this host."""
     return any(
-        not (find_shipped(uri) or is_url(uri) or find_hub_id(uri)) for uri in _list_uris(text)
+        not (find_shipped_model(uri) or is_url(uri) or find_hub_id(uri)) for uri in _list_uris(text)
     )
 
 
@@ -96,14 +106,16 @@ def _list_uris(text: str) -> list[str]:
 
 def publish_model(folder: Path, digest: str, storage: Store) -> None:
     """Put a model into a storage, unless it is there. digest: its `model_hash`"""
-    name = paths.model(digest)
-    if manifest.find_metadata_mismatch(storage, name) is None:
+    artifact_name = paths.model(digest)
+    if manifest.find_metadata_mismatch(storage, artifact_name) is None:
         return
     with scratch_folder("model") as staging_folder:
         for file_name in list_loaded_files(folder):
             (staging_folder / file_name).parent.mkdir(parents=True, exist_ok=True)
             (staging_folder / file_name).symlink_to((folder / file_name).resolve())
-        manifest.commit_artifact(storage, name, staging_folder, _read_manifest_about(folder))
+        manifest.commit_artifact(
+            storage, artifact_name, staging_folder, _read_manifest_about(folder)
+        )
 
 
 def _read_manifest_about(folder: Path) -> dict[str, object]:
@@ -124,7 +136,9 @@ def locate_model(directory: str, digest: str, uri: str) -> Path:
     path = Path(directory)
     if path.is_dir():
         # In use by this process from now on, where it is of the cache.
-        cached_folder = find_cached(path.name) if path.parent == models_folder() else None
+        cached_folder = (
+            find_cached_model(path.name) if path.parent == fetched_models_folder() else None
+        )
         return cached_folder or path
     try:
         return _fetch_model(digest, Store(_find_storage(uri)))
@@ -136,7 +150,7 @@ def locate_model(directory: str, digest: str, uri: str) -> Path:
         ) from error
 
 
-def _find_shared(storage: Store, mark: str) -> Path | None:
+def _fetch_shared_model(storage: Store, mark: str) -> Path | None:
     try:
         return _fetch_model(str(json.loads(storage.read(mark))["model_hash"]), storage)
     except (FileNotFoundError, CheckpointError):
@@ -144,32 +158,34 @@ def _find_shared(storage: Store, mark: str) -> Path | None:
 
 
 def _fetch_model(digest: str, storage: Store) -> Path:
-    key, name = digest[:_KEY_DIGITS], paths.model(digest)
-    if cached_folder := find_cached(key):
+    cache_key, artifact_name = digest[:_KEY_DIGITS], paths.model(digest)
+    if cached_folder := find_cached_model(cache_key):
         return cached_folder
-    folder, manifest_about, files = manifest.read_entries(storage, name)
+    stored_folder, manifest_about, files = manifest.read_entries(storage, artifact_name)
 
     def download_copy(local: Path) -> None:
-        manifest.download_files(storage, folder, files, local)
+        manifest.download_files(storage, stored_folder, files, local)
         if "base_model" in manifest_about:  # adapters say by their manifest what they adapt
             manifest.write_local_manifest(local, manifest_about)
 
-    return add_to_cache(key, sum(file.size_bytes for file in files), download_copy)
+    return add_model_to_cache(cache_key, sum(file.size_bytes for file in files), download_copy)
 
 
 def _find_storage(uri: str) -> str:
     """The storage that a run or a set of class images lies in."""
-    for folder in ("runs", paths.PRIORS):
-        storage_uri, _, name = uri.rpartition(f"/{folder}/")
-        if storage_uri and "/" not in name:
+    for parent_name in ("runs", paths.PRIORS):
+        storage_uri, _, artifact_name = uri.rpartition(f"/{parent_name}/")
+        if storage_uri and "/" not in artifact_name:
             return storage_uri
     return uri
 
 
 def _is_pinned_on_hub(text: str) -> bool:
     """Whether all that a source names is of the hub, at commits, or ships."""
-    hub_ids = [find_hub_id(uri) for uri in _list_uris(text) if not find_shipped(uri)]
-    return bool(hub_ids) and all(model is not None and model.is_pinned for model in hub_ids)
+    source_hub_ids = [find_hub_id(uri) for uri in _list_uris(text) if not find_shipped_model(uri)]
+    return bool(source_hub_ids) and all(
+        model is not None and model.is_pinned for model in source_hub_ids
+    )
 
 
 def _ignore_message(_: str) -> None:

@@ -42,14 +42,22 @@ class ModelSource:
         )
 
     def __str__(self) -> str:
-        options = {f.name: getattr(self, f.name) for f in fields(self)[1:] if getattr(self, f.name)}
-        return f"{self.uri}?{urlencode(options, safe='/:@~')}" if options else self.uri
+        source_options = {
+            f.name: getattr(self, f.name) for f in fields(self)[1:] if getattr(self, f.name)
+        }
+        return (
+            f"{self.uri}?{urlencode(source_options, safe='/:@~')}" if source_options else self.uri
+        )
 
 
-def find_shipped(uri: str) -> Path | None:
+def find_shipped_model(uri: str) -> Path | None:
     """The directory of a model that the package has in it; None for all else."""
-    name = _SHIPPED.get(uri)
-    return Path(str(files("dreambooth_ray.toyworld") / "weights" / name)) if name else None
+    folder_name = _SHIPPED.get(uri)
+    return (
+        Path(str(files("dreambooth_ray.toyworld") / "weights" / folder_name))
+        if folder_name
+        else None
+    )
 
 
 def parse_source(text: str) -> ModelSource:
@@ -58,8 +66,12 @@ def parse_source(text: str) -> ModelSource:
     if match is None:
         return ModelSource(text)
     option_names = {field.name for field in fields(ModelSource)[1:]}
-    options = {name: value for name, value in parse_qsl(match["options"]) if name in option_names}
-    return ModelSource(match["uri"], **options)
+    source_options = {
+        option_name: value
+        for option_name, value in parse_qsl(match["options"])
+        if option_name in option_names
+    }
+    return ModelSource(match["uri"], **source_options)
 
 
 def make_absolute(text: str) -> str:
@@ -106,5 +118,15 @@ def _make_uri_absolute(uri: str) -> str:
 def _map_uris(text: str, work: Callable[[str, str], str]) -> str:
     """work: gets each URI, and the name of what it is of"""
     source = parse_source(text)
-    uri_fields = [name for name in ("uri", "vae", "text_encoder") if getattr(source, name)]
-    return str(replace(source, **{name: work(getattr(source, name), name) for name in uri_fields}))
+    uri_fields = [
+        field_name for field_name in ("uri", "vae", "text_encoder") if getattr(source, field_name)
+    ]
+    return str(
+        replace(
+            source,
+            **{
+                field_name: work(getattr(source, field_name), field_name)
+                for field_name in uri_fields
+            },
+        )
+    )

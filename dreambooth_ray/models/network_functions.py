@@ -31,8 +31,8 @@ class PenultimateEncoder(NetworkFunction):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids: (B, L) int64; returns (B, L, D)."""
-        outputs = self.network(input_ids, output_hidden_states=True)
-        return torch.as_tensor(outputs.hidden_states[PENULTIMATE])
+        encoder_outputs = self.network(input_ids, output_hidden_states=True)
+        return torch.as_tensor(encoder_outputs.hidden_states[PENULTIMATE])
 
 
 class PooledEncoder(NetworkFunction):
@@ -40,5 +40,5 @@ class PooledEncoder(NetworkFunction):
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids: (B, L) int64; returns (B, L, D) and (B, P)."""
-        outputs = self.network(input_ids, output_hidden_states=True)
-        return outputs.hidden_states[PENULTIMATE], outputs.text_embeds
+        encoder_outputs = self.network(input_ids, output_hidden_states=True)
+        return encoder_outputs.hidden_states[PENULTIMATE], encoder_outputs.text_embeds

@@ -17,14 +17,14 @@ _PERMANENT_ERRNOS = (
 )  # fmt: skip
 
 
-def load_whole_network(
+def load_network_strictly(
     network_class: Any, directory: Path, variant: str | None, subfolder: str = ""
 ) -> Any:
     """A network of a library's class, in float32, all of whose weights are in its files.
 
     raises: what the library raises, ValueError where weights are missing or of other shapes
     """
-    network, info = network_class.from_pretrained(
+    loaded_network, loading_info = network_class.from_pretrained(
         directory,
         subfolder=subfolder,
         variant=variant,
@@ -34,11 +34,12 @@ def load_whole_network(
     )
     # Libraries fill these with random numbers, or leave them out, and go on.
     for problem_kind in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if names := sorted(map(str, info.get(problem_kind, ()))):
+        if problem_details := sorted(map(str, loading_info.get(problem_kind, ()))):
             raise ValueError(
-                f"{problem_kind.replace('_', ' ')}: {names[0]} and {len(names) - 1} more"
+                f"{problem_kind.replace('_', ' ')}: {problem_details[0]} and "
+                f"{len(problem_details) - 1} more"
             )
-    return network
+    return loaded_network
 
 
 @contextmanager
@@ -52,12 +53,12 @@ def explained_loading(folder: Path) -> Iterator[None]:
     except DreamBoothError:
         raise
     except Exception as error:  # tokenizers raises nothing narrower
-        text = " ".join(str(error).split())[:300]
-        if isinstance(error, MemoryError) or "allocate memory" in text:
+        error_text = " ".join(str(error).split())[:300]
+        if isinstance(error, MemoryError) or "allocate memory" in error_text:
             raise
         # Libraries raise OSError without a number for files that they miss.
         if isinstance(error, OSError) and error.errno not in _PERMANENT_ERRNOS:
-            raise StorageError(f"{folder} can't be read: {text}; try again") from error
+            raise StorageError(f"{folder} can't be read: {error_text}; try again") from error
         raise ConfigError(
-            f"{folder} can't be loaded: {text}; copy the model directory again"
+            f"{folder} can't be loaded: {error_text}; copy the model directory again"
         ) from error

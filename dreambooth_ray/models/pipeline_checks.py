@@ -4,14 +4,24 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
+from dreambooth_ray.models.config_value_checks import find_bad_value
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part
-from dreambooth_ray.models.part_configs import read_json
+from dreambooth_ray.models.part_configs import DEFAULTS, read_json
 from dreambooth_ray.models.scheduler_checks import check_scheduler
 from dreambooth_ray.models.tokenizer_checks import check_tokenizer
 from dreambooth_ray.models.weight_files import find_weights
 
+# Above what any model has.
+_MAX_LAYERS = 1_000
+# Classes that several families have, by the part whose values are known.
+_CHECKED_CLASSES = {
+    "AutoencoderKL": "vae",
+    "CLIPTextModel": "text_encoder",
+    "CLIPTextModelWithProjection": "text_encoder",
+}
 
-def describe_directory(family: ModelFamily) -> str:
+
+def describe_required_directory(family: ModelFamily) -> str:
     """What a directory has to be, in words."""
     return f"it must be a directory of {family.title} in diffusers format"
 
@@ -23,20 +33,23 @@ def check_parts(directory: Path, family: ModelFamily) -> None:
 
     raises: ConfigError naming the file
     """
-    requirement = describe_directory(family)
+    directory_requirement = describe_required_directory(family)
     model_index = read_json(directory / INDEX) if (directory / INDEX).is_file() else {}
     pipeline_class = model_index.get("_class_name")
     if model_index and pipeline_class not in family.pipeline_classes:
         raise ConfigError(
-            f"its {INDEX} says {pipeline_class}; {requirement} ({family.pipeline_classes[0]})"
+            f"its {INDEX} says {pipeline_class}; {directory_requirement} "
+            f"({family.pipeline_classes[0]})"
         )
-    for folder in family.parts:
-        if not (directory / folder).is_dir():
+    for part_folder in family.parts:
+        if not (directory / part_folder).is_dir():
             raise ConfigError(
-                f"it has no {folder}/ in it; {requirement}, with {', '.join(family.parts)}"
+                f"it has no {part_folder}/ in it; {directory_requirement}, with "
+                f"{', '.join(family.parts)}"
             )
-    check_scheduler(directory, family.process, requirement, family.flow_schedulers)
+    check_scheduler(directory, family.process, directory_requirement, family.flow_schedulers)
     for part in family.networks:
+        _check_values(directory / part.name / "config.json", part)
         for class_source, class_name in (
             (directory / INDEX, _class_in_index(model_index, part)),
             (directory / part.name, _class_in_config(directory, part)),
@@ -44,15 +57,44 @@ def check_parts(directory: Path, family: ModelFamily) -> None:
             if class_name not in (part.class_name, *part.wider_classes):
                 raise ConfigError(
                     f"{class_source} says that {part.name} is a {class_name}, not a "
-                    f"{part.class_name}; {requirement}"
+                    f"{part.class_name}; {directory_requirement}"
                 )
     for encoder in family.text_encoders:
         check_tokenizer(directory, encoder)
 
 
+def _check_values(path: Path, part: Part) -> None:
+    config = read_json(path)
+    _check_layer_counts(path, config)
+    kind = _CHECKED_CLASSES.get(part.class_name)
+    if kind and (problem := find_bad_value(kind, DEFAULTS[kind] | config)):
+        raise ConfigError(f"{path}: {problem}; copy the model directory again")
+
+
+def _check_layer_counts(path: Path, config: dict[str, Any]) -> None:
+    """Tensors of all layers are listed before they are looked for."""
+    sections = [config]
+    for section in sections:
+        for key, value in section.items():
+            if isinstance(value, dict):
+                sections.append(value)
+            counts = value if isinstance(value, list) else [value]
+            if any(word in key for word in ("layer", "depth", "blocks")) and any(
+                type(count) is int and count > _MAX_LAYERS for count in counts
+            ):
+                raise ConfigError(
+                    f"{path}: {key}={value!r} is more than {_MAX_LAYERS}; copy the model "
+                    "directory again"
+                )
+
+
 def _class_in_index(index: dict[str, Any], part: Part) -> str:
-    entry = index.get(part.name)
-    return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else part.class_name
+    index_entry = index.get(part.name)
+    return (
+        str(index_entry[1])
+        if isinstance(index_entry, list) and len(index_entry) == 2
+        else part.class_name
+    )
 
 
 def _class_in_config(directory: Path, part: Part) -> str:
@@ -61,8 +103,13 @@ def _class_in_config(directory: Path, part: Part) -> str:
     if part.library == "diffusers":
         return str(config.get("_class_name", part.class_name))
     architectures = config.get("architectures") or [part.class_name]
-    classes = {part.class_name, *part.wider_classes}
-    return next((str(name) for name in architectures if name in classes), str(architectures[0]))
+    if not isinstance(architectures, list):
+        return str(architectures)
+    accepted_classes = {part.class_name, *part.wider_classes}
+    return next(
+        (str(architecture) for architecture in architectures if architecture in accepted_classes),
+        str(architectures[0]),
+    )
 
 
 def read_shapes(directory: Path, part: Part) -> dict[str, list[int]]:

@@ -37,10 +37,10 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device={name!r} is not supported; take auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        num_gpus = torch.cuda.device_count()
+        num_available_gpus = torch.cuda.device_count()
         raise ConfigError(
-            f"device={name!r}: this machine has {num_gpus} GPUs that torch can use; take "
-            + ("cpu" if num_gpus == 0 else f"cuda:0 to cuda:{num_gpus - 1}")
+            f"device={name!r}: this machine has {num_available_gpus} GPUs that torch can use; take "
+            + ("cpu" if num_available_gpus == 0 else f"cuda:0 to cuda:{num_available_gpus - 1}")
         )
     return device
 
@@ -87,7 +87,7 @@ def put_channels_last(network: Any) -> None:
 
     Networks of videos stay as they are: their weights have an axis more.
     """
-    if all(weight.ndim <= 4 for weight in network.parameters()):
+    if all(parameter.ndim <= 4 for parameter in network.parameters()):
         network.to(memory_format=torch.channels_last)
 
 
@@ -109,9 +109,9 @@ def choose_device(network: nn.Module, device: torch.device) -> torch.device:
     """The device where a frozen network's weights fit into its free memory, else the CPU."""
     if device.type != "cuda":
         return device
-    needed_bytes = sum(w.numel() * w.element_size() for w in network.parameters())
-    free_bytes = torch.cuda.mem_get_info(device)[0]
-    return device if needed_bytes < _SHARE_FOR_WEIGHTS * free_bytes else torch.device("cpu")
+    weight_bytes = sum(w.numel() * w.element_size() for w in network.parameters())
+    free_gpu_bytes = torch.cuda.mem_get_info(device)[0]
+    return device if weight_bytes < _SHARE_FOR_WEIGHTS * free_gpu_bytes else torch.device("cpu")
 
 
 def cast_untrainable_encoders(parts: Components, precision: str) -> None:
@@ -139,12 +139,12 @@ def cast_frozen_layers(model: nn.Module, precision: str) -> None:
     for module in model.modules():
         if not isinstance(module, nn.Linear | nn.Conv2d):
             continue
-        weights = list(module.parameters(recurse=False))
+        parameters = list(module.parameters(recurse=False))
         # Quantized ones are in fewer bits already.
-        is_float32 = all(weight.dtype == torch.float32 for weight in weights)
-        if is_float32 and not any(weight.requires_grad for weight in weights):
-            for weight in weights:
-                weight.data = weight.data.to(dtype)
+        is_float32 = all(parameter.dtype == torch.float32 for parameter in parameters)
+        if is_float32 and not any(parameter.requires_grad for parameter in parameters):
+            for parameter in parameters:
+                parameter.data = parameter.data.to(dtype)
 
 
 def cast_trained_layers(model: nn.Module, weight_dtype: str) -> None:
@@ -156,21 +156,25 @@ def cast_trained_layers(model: nn.Module, weight_dtype: str) -> None:
     dtype = _DTYPES[weight_dtype]
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            for weight in module.parameters(recurse=False):
-                if weight.requires_grad:
-                    weight.data = weight.data.to(dtype)
+            for parameter in module.parameters(recurse=False):
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
 
 
 def has_mixed_dtypes(network: nn.Module) -> bool:
     """Whether some weights are in half and others in float32."""
-    dtypes = {weight.dtype for weight in network.parameters()}
+    dtypes = {parameter.dtype for parameter in network.parameters()}
     return len(dtypes) > 1 and not dtypes.isdisjoint(HALF_DTYPES)
 
 
 def autocast_mixed(network: nn.Module) -> AbstractContextManager[object]:
     """Autocast to the half that a network's frozen layers have; nothing where none has."""
-    half_weights = (weight for weight in network.parameters() if weight.dtype in HALF_DTYPES)
-    weight = next(half_weights, None)
-    if weight is None:
+    half_parameters = (
+        half_parameter
+        for half_parameter in network.parameters()
+        if half_parameter.dtype in HALF_DTYPES
+    )
+    half_parameter = next(half_parameters, None)
+    if half_parameter is None:
         return nullcontext()
-    return torch.autocast(weight.device.type, weight.dtype)
+    return torch.autocast(half_parameter.device.type, half_parameter.dtype)

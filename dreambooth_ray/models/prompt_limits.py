@@ -33,10 +33,12 @@ def check_prompts(directory: Path, prompts: Iterable[tuple[str, str]]) -> None:
         return
     # No token is less than a byte: of short ones there is nothing to count.
     short_prompt_bytes = family.max_prompt_tokens - _NUM_MARKS
-    long_prompts = [
-        (source, text) for source, text in prompts if len(text.encode()) > short_prompt_bytes
+    prompts_to_count = [
+        (prompt_source, text)
+        for prompt_source, text in prompts
+        if len(text.encode()) > short_prompt_bytes
     ]
-    if not long_prompts:
+    if not prompts_to_count:
         return
     # Imported only here: it takes seconds.
     from dreambooth_ray.models.components import load_tokenizer  # noqa: PLC0415
@@ -47,8 +49,8 @@ def check_prompts(directory: Path, prompts: Iterable[tuple[str, str]]) -> None:
         part.tokenizer: load_tokenizer(directory, part.tokenizer, part.tokenizer_class)
         for part in family.text_encoders
     }
-    for source, text in long_prompts:
+    for prompt_source, text in prompts_to_count:
         try:
             model_functions.check_prompt(tokenizers, text)
         except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from error
+            raise ConfigError(f"{prompt_source}: {error}") from error

@@ -39,12 +39,12 @@ class _Fragments:
         if not self.round_starts:
             self.add_text(token)
             return
-        start, weight = self.round_starts.pop(), _read_weight(weight_text)
+        start_index, weight = self.round_starts.pop(), _read_weight(weight_text)
         if weight is None:
-            self.texts[start] = "("
+            self.texts[start_index] = "("
             self.add_text(token)
         else:
-            self.multiply_from(start, weight)
+            self.multiply_from(start_index, weight)
 
 
 def _read_weight(text: str) -> float | None:
@@ -64,25 +64,27 @@ def split_prompt(prompt: str, field: str = "prompt") -> list[tuple[str, float]]:
     """
     fragments = _Fragments()
     for match in _TOKEN.finditer(prompt):
-        token = match[0]
+        matched_text = match[0]
         if match["escaped"]:
-            fragments.add_text(token[1:])
+            fragments.add_text(matched_text[1:])
         elif match["weight"] is not None:
-            fragments.close_weighted(token, match["weight"])
-        elif token in "([":
-            starts = fragments.round_starts if token == "(" else fragments.square_starts
-            starts.append(len(fragments.texts))
+            fragments.close_weighted(matched_text, match["weight"])
+        elif matched_text in "([":
+            bracket_starts = (
+                fragments.round_starts if matched_text == "(" else fragments.square_starts
+            )
+            bracket_starts.append(len(fragments.texts))
             fragments.add_text("")
-        elif token == ")" and fragments.round_starts:
+        elif matched_text == ")" and fragments.round_starts:
             fragments.multiply_from(fragments.round_starts.pop(), _ROUND)
-        elif token == "]" and fragments.square_starts:
+        elif matched_text == "]" and fragments.square_starts:
             fragments.multiply_from(fragments.square_starts.pop(), _SQUARE)
         else:
-            fragments.add_text(token)
-    for start in fragments.round_starts:
-        fragments.multiply_from(start, _ROUND)
-    for start in fragments.square_starts:
-        fragments.multiply_from(start, _SQUARE)
+            fragments.add_text(matched_text)
+    for start_index in fragments.round_starts:
+        fragments.multiply_from(start_index, _ROUND)
+    for start_index in fragments.square_starts:
+        fragments.multiply_from(start_index, _SQUARE)
     return _join_equal_weights(fragments, field)
 
 

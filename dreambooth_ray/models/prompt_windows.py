@@ -14,7 +14,7 @@ from dreambooth_ray.compat.compel import SPLIT_MODE
 from dreambooth_ray.models.components import Components
 
 
-def limit_windows(parts: Components) -> Components:
+def limit_window_lengths(parts: Components) -> Components:
     """Parts whose tokenizers' windows have, in place, no more tokens than CLIP has places."""
     for part in parts.family.trainable_text_encoders:
         tokenizer = parts.tokenizers[part.tokenizer]
@@ -70,11 +70,11 @@ def embed_windows(encode: Callable[[Tensor], Tensor], ids: Tensor, end_id: int) 
     # The first window's end says what the text is about: it stands at the end of each, as compel
     # has it. Windows of the empty text end at once, and stay.
     is_end = (ids == end_id) & ((ids == end_id).cumsum(dim=-1) == 1)
-    takes_first_end = is_end.clone()
-    takes_first_end[:, 0] = False
-    takes_first_end[:, :, 1] = False
+    gets_first_end_state = is_end.clone()
+    gets_first_end_state[:, 0] = False
+    gets_first_end_state[:, :, 1] = False
     first_end_state = (hidden[:, 0] * is_end[:, 0, :, None]).sum(dim=1)
-    hidden = torch.where(takes_first_end[..., None], first_end_state[:, None, None], hidden)
+    hidden = torch.where(gets_first_end_state[..., None], first_end_state[:, None, None], hidden)
     return hidden.flatten(1, 2)
 
 

@@ -26,24 +26,28 @@ def quantize_linear_layers(model: nn.Module, kind: Quantization, dtype: torch.dt
     """
     if kind == "none":
         return 0
-    names = [name for name, module in model.named_modules() if _is_quantizable(name, module)]
-    for name in names:
-        layer = model.get_submodule(name).to(dtype).requires_grad_(False)
+    layer_names = [
+        layer_name
+        for layer_name, module in model.named_modules()
+        if _is_quantizable(layer_name, module)
+    ]
+    for layer_name in layer_names:
+        layer = model.get_submodule(layer_name).to(dtype).requires_grad_(False)
         if kind == "nf4":
-            model.set_submodule(name, _make_nf4_layer(layer, dtype))
+            model.set_submodule(layer_name, _make_nf4_layer(layer, dtype))
         else:
             _quantize_by_torchao(layer, kind)
     if kind == "nf4":
         # peft asks the model, not its layers.
         model.is_loaded_in_4bit = True  # type: ignore[assignment]
-    return len(names)
+    return len(layer_names)
 
 
 def _is_quantizable(name: str, module: nn.Module) -> bool:
     return (
         isinstance(module, nn.Linear)
         and min(module.in_features, module.out_features) >= _MIN_FEATURES
-        and not any(part in name for part in _KEPT)
+        and not any(kept_name in name for kept_name in _KEPT)
     )
 
 
@@ -52,27 +56,27 @@ def count_frozen_bytes(model: nn.Module, kind: Quantization) -> int:
 
     model: with frozen weights in the dtype that they have in training, if they are not quantized
     """
-    total = 0.0
+    total_bytes = 0.0
     for module_name, module in model.named_modules():
         is_quantized = kind != "none" and _is_quantizable(module_name, module)
-        for name, weight in module.named_parameters(recurse=False):
-            if not weight.requires_grad:
-                is_quantized_weight = is_quantized and name == "weight"
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                is_quantized_weight = is_quantized and parameter_name == "weight"
                 bytes_per_weight = (
-                    _WEIGHT_BYTES[kind] if is_quantized_weight else weight.element_size()
+                    _WEIGHT_BYTES[kind] if is_quantized_weight else parameter.element_size()
                 )
-                total += weight.numel() * bytes_per_weight
-    return int(total)
+                total_bytes += parameter.numel() * bytes_per_weight
+    return int(total_bytes)
 
 
 def _quantize_by_torchao(layer: nn.Module, kind: Quantization) -> None:
     from torchao import quantization  # noqa: PLC0415  an extra
 
-    config_classes = {
+    torchao_config_classes = {
         "int8": quantization.Int8WeightOnlyConfig,
         "fp8": quantization.Float8WeightOnlyConfig,
     }
-    quantization.quantize_(layer, config_classes[kind]())
+    quantization.quantize_(layer, torchao_config_classes[kind]())
 
 
 def _make_nf4_layer(layer: Any, dtype: torch.dtype) -> nn.Module:

@@ -9,7 +9,7 @@ from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.qwen3_checks import (
     DECODER_NAMES,
     expect_behind_attention,
-    expect_decoder,
+    expect_language_model,
 )
 from dreambooth_ray.models.shape_checks import (
     Shapes,
@@ -39,8 +39,8 @@ def check_qwen25_vl(folder: Path) -> int:
             f"{path}: num_attention_heads={text_counts['num_attention_heads']} does not divide "
             f"hidden_size={text_counts['hidden_size']}"
         )
-    names = find_weights(folder, folder.name).read_shapes()
-    is_nested = any(name.startswith("model.language_model.") for name in names)
+    stored_shapes = find_weights(folder, folder.name).read_shapes()
+    is_nested = any(name.startswith("model.language_model.") for name in stored_shapes)
     expected_shapes = {
         _nest_name(name) if is_nested else name: shape
         for name, shape in expect_qwen25_vl(path, config).items()
@@ -73,7 +73,7 @@ def expect_qwen25_vl(path: Path, config: dict[str, Any]) -> Shapes:
     vision_counts = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
     return {
         **expect_vision(vision_counts),
-        **expect_decoder(text_counts, _expect_layer(text_counts)),
+        **expect_language_model(text_counts, _expect_layer(text_counts)),
         "lm_head.weight": [text_counts["vocab_size"], text_counts["hidden_size"]],
     }
 
@@ -91,26 +91,31 @@ def _expect_layer(counts: dict[str, int]) -> Shapes:
 
 def expect_vision(counts: dict[str, int]) -> Shapes:
     """Of the network that sees images, which is not used here and is kept for bundles."""
-    hidden_size, mlp_width, patch_size = (
+    vision_width, mlp_width, patch_size = (
         counts["hidden_size"],
         counts["intermediate_size"],
         counts["patch_size"],
     )
-    merged_width = hidden_size * counts["spatial_merge_size"] ** 2
+    merged_width = vision_width * counts["spatial_merge_size"] ** 2
     block_shapes: Shapes = {
-        "norm1.weight": [hidden_size],
-        "norm2.weight": [hidden_size],
-        **expect_affine("attn.qkv", 3 * hidden_size, hidden_size),
-        **expect_affine("attn.proj", hidden_size, hidden_size),
-        **expect_affine("mlp.gate_proj", mlp_width, hidden_size),
-        **expect_affine("mlp.up_proj", mlp_width, hidden_size),
-        **expect_affine("mlp.down_proj", hidden_size, mlp_width),
+        "norm1.weight": [vision_width],
+        "norm2.weight": [vision_width],
+        **expect_affine("attn.qkv", 3 * vision_width, vision_width),
+        **expect_affine("attn.proj", vision_width, vision_width),
+        **expect_affine("mlp.gate_proj", mlp_width, vision_width),
+        **expect_affine("mlp.up_proj", mlp_width, vision_width),
+        **expect_affine("mlp.down_proj", vision_width, mlp_width),
     }
-    patch_shape = [counts["in_channels"], counts["temporal_patch_size"], patch_size, patch_size]
+    patch_kernel_shape = [
+        counts["in_channels"],
+        counts["temporal_patch_size"],
+        patch_size,
+        patch_size,
+    ]
     return {
-        "visual.patch_embed.proj.weight": [hidden_size, *patch_shape],
+        "visual.patch_embed.proj.weight": [vision_width, *patch_kernel_shape],
         **repeat_shapes("visual.blocks", counts["depth"], block_shapes),
-        "visual.merger.ln_q.weight": [hidden_size],
+        "visual.merger.ln_q.weight": [vision_width],
         **expect_affine("visual.merger.mlp.0", merged_width, merged_width),
         **expect_affine("visual.merger.mlp.2", counts["out_hidden_size"], merged_width),
     }

@@ -24,10 +24,10 @@ def check_qwen3(folder: Path, tokenizer: Path, min_layers: int) -> int:
     path = folder / "config.json"
     config_counts = read_counts(path, *DECODER_NAMES, head_dim=128)
     check_depth(path, config_counts, min_layers)
-    names = find_weights(folder, folder.name).read_shapes()
-    is_bare = any(name.startswith("layers.") for name in names)
+    stored_shapes = find_weights(folder, folder.name).read_shapes()
+    lacks_model_prefix = any(name.startswith("layers.") for name in stored_shapes)
     expected_shapes = {
-        name.removeprefix("model.") if is_bare else name: shape
+        name.removeprefix("model.") if lacks_model_prefix else name: shape
         for name, shape in expect_qwen3(config_counts).items()
     }
     # Tied to the embeddings, or of no use here.
@@ -63,10 +63,10 @@ def expect_qwen3(counts: dict[str, int]) -> Shapes:
         "self_attn.k_norm.weight": [head_dim],
         **expect_behind_attention(hidden_size, mlp_width, query_width),
     }
-    return expect_decoder(counts, layer_shapes)
+    return expect_language_model(counts, layer_shapes)
 
 
-def expect_decoder(counts: dict[str, int], layer: Shapes) -> Shapes:
+def expect_language_model(counts: dict[str, int], layer: Shapes) -> Shapes:
     """Of a Qwen's language model; layer: of each of its layers"""
     hidden_size = counts["hidden_size"]
     return {

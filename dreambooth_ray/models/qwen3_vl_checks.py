@@ -67,30 +67,35 @@ def expect_qwen3_vl(path: Path, config: dict[str, Any]) -> Shapes:
 
 def _expect_vision(counts: dict[str, int], num_deepstack: int) -> Shapes:
     """Of the network that sees images, which is not used here and is kept for bundles."""
-    hidden_size, mlp_width, patch_size = (
+    vision_width, mlp_width, patch_size = (
         counts["hidden_size"],
         counts["intermediate_size"],
         counts["patch_size"],
     )
-    merged_width = hidden_size * counts["spatial_merge_size"] ** 2
+    merged_width = vision_width * counts["spatial_merge_size"] ** 2
     block_shapes: Shapes = {
-        **expect_affine("norm1", hidden_size),
-        **expect_affine("norm2", hidden_size),
-        **expect_affine("attn.qkv", 3 * hidden_size, hidden_size),
-        **expect_affine("attn.proj", hidden_size, hidden_size),
-        **expect_affine("mlp.linear_fc1", mlp_width, hidden_size),
-        **expect_affine("mlp.linear_fc2", hidden_size, mlp_width),
+        **expect_affine("norm1", vision_width),
+        **expect_affine("norm2", vision_width),
+        **expect_affine("attn.qkv", 3 * vision_width, vision_width),
+        **expect_affine("attn.proj", vision_width, vision_width),
+        **expect_affine("mlp.linear_fc1", mlp_width, vision_width),
+        **expect_affine("mlp.linear_fc2", vision_width, mlp_width),
     }
     merger_shapes: Shapes = {
         **expect_affine("linear_fc1", merged_width, merged_width),
         **expect_affine("linear_fc2", counts["out_hidden_size"], merged_width),
     }
-    patch_shape = [counts["in_channels"], counts["temporal_patch_size"], patch_size, patch_size]
+    patch_kernel_shape = [
+        counts["in_channels"],
+        counts["temporal_patch_size"],
+        patch_size,
+        patch_size,
+    ]
     deepstack_shapes = merger_shapes | expect_affine("norm", merged_width)
     return {
-        **expect_affine("patch_embed.proj", hidden_size, *patch_shape),
-        "pos_embed.weight": [counts["num_position_embeddings"], hidden_size],
+        **expect_affine("patch_embed.proj", vision_width, *patch_kernel_shape),
+        "pos_embed.weight": [counts["num_position_embeddings"], vision_width],
         **repeat_shapes("blocks", counts["depth"], block_shapes),
-        **prefix_shapes("merger", merger_shapes | expect_affine("norm", hidden_size)),
+        **prefix_shapes("merger", merger_shapes | expect_affine("norm", vision_width)),
         **repeat_shapes("deepstack_merger_list", num_deepstack, deepstack_shapes),
     }

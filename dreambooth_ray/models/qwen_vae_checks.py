@@ -78,8 +78,8 @@ def _check_lists(path: Path, config: dict[str, Any]) -> None:
 def _check_statistics(path: Path, config: dict[str, Any], num_channels: int) -> None:
     for config_key in _STATISTICS:
         values = config.get(config_key)
-        is_list = isinstance(values, list) and all(type(x) in (int, float) for x in values)
-        if not is_list or len(config[config_key]) != num_channels:
+        is_number_list = isinstance(values, list) and all(type(x) in (int, float) for x in values)
+        if not is_number_list or len(config[config_key]) != num_channels:
             raise ConfigError(
                 f"{path}: {config_key} must be a list of z_dim={num_channels} numbers"
             )
@@ -102,10 +102,10 @@ def expect_qwen_vae(config: dict[str, Any]) -> Shapes:
 
 
 def _expect_encoder(config: dict[str, Any], widths: list[int]) -> Shapes:
-    down_blocks: list[Shapes] = []
+    down_block_shapes: list[Shapes] = []
     input_width = config["base_dim"]
     for index, block_width in enumerate(widths):
-        down_blocks += [
+        down_block_shapes += [
             _expect_residual(input_width if not number else block_width, block_width)
             for number in range(config["num_res_blocks"])
         ]
@@ -113,25 +113,27 @@ def _expect_encoder(config: dict[str, Any], widths: list[int]) -> Shapes:
             resample_shapes = expect_convolution("resample.1", block_width, block_width)
             if config["temperal_downsample"][index]:
                 resample_shapes |= expect_affine("time_conv", block_width, block_width, 3, 1, 1)
-            down_blocks.append(resample_shapes)
+            down_block_shapes.append(resample_shapes)
         input_width = block_width
-    shapes = _expect_causal_convolution("conv_in", config["base_dim"], config["input_channels"])
-    for number, block_shapes in enumerate(down_blocks):
-        shapes |= prefix_shapes(f"down_blocks.{number}", block_shapes)
-    return shapes | _expect_last_layers(input_width, 2 * config["z_dim"])
+    encoder_shapes = _expect_causal_convolution(
+        "conv_in", config["base_dim"], config["input_channels"]
+    )
+    for number, block_shapes in enumerate(down_block_shapes):
+        encoder_shapes |= prefix_shapes(f"down_blocks.{number}", block_shapes)
+    return encoder_shapes | _expect_last_layers(input_width, 2 * config["z_dim"])
 
 
 def _expect_decoder(config: dict[str, Any], widths: list[int]) -> Shapes:
     upsamples_time = config["temperal_downsample"][::-1]
-    shapes = _expect_causal_convolution("conv_in", widths[-1], config["z_dim"])
+    decoder_shapes = _expect_causal_convolution("conv_in", widths[-1], config["z_dim"])
     for index, (previous_width, block_width) in enumerate(pairwise([widths[-1], *widths[::-1]])):
         # Upsampling has halved them.
         input_width = previous_width // 2 if index else previous_width
         block_shapes: Shapes = {}
-        for number in range(config["num_res_blocks"] + 1):
+        for resnet_index in range(config["num_res_blocks"] + 1):
             block_shapes |= prefix_shapes(
-                f"resnets.{number}",
-                _expect_residual(block_width if number else input_width, block_width),
+                f"resnets.{resnet_index}",
+                _expect_residual(block_width if resnet_index else input_width, block_width),
             )
         if index < len(upsamples_time):
             block_shapes |= expect_convolution(
@@ -141,9 +143,9 @@ def _expect_decoder(config: dict[str, Any], widths: list[int]) -> Shapes:
                 block_shapes |= expect_affine(
                     "upsamplers.0.time_conv", 2 * block_width, block_width, 3, 1, 1
                 )
-        shapes |= prefix_shapes(f"up_blocks.{index}", block_shapes)
+        decoder_shapes |= prefix_shapes(f"up_blocks.{index}", block_shapes)
     end_shapes = _expect_last_layers(widths[0], config["input_channels"])
-    return shapes | end_shapes | _expect_middle(widths[-1])
+    return decoder_shapes | end_shapes | _expect_middle(widths[-1])
 
 
 def _expect_last_layers(width: int, num_channels: int) -> Shapes:
@@ -166,16 +168,16 @@ def _expect_middle(width: int) -> Shapes:
 
 
 def _expect_residual(inner: int, width: int) -> Shapes:
-    shapes = {
+    residual_shapes = {
         "norm1.gamma": [inner, 1, 1, 1],
         **_expect_causal_convolution("conv1", width, inner),
         "norm2.gamma": [width, 1, 1, 1],
         **_expect_causal_convolution("conv2", width, width),
     }
     return (
-        shapes
+        residual_shapes
         if inner == width
-        else shapes | _expect_causal_convolution("conv_shortcut", width, inner, 1)
+        else residual_shapes | _expect_causal_convolution("conv_shortcut", width, inner, 1)
     )
 
 

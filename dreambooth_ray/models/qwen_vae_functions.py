@@ -26,8 +26,8 @@ class QwenVAEFunctions(FlowFunctions):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """As `ModelFunctions.decode`."""
         latent_mean, deviation = _read_statistics(vae, latents)
-        frames = (latents * deviation + latent_mean)[:, :, None]
-        return torch.as_tensor(vae.decode(frames, return_dict=False)[0][:, :, 0])
+        video_latents = (latents * deviation + latent_mean)[:, :, None]
+        return torch.as_tensor(vae.decode(video_latents, return_dict=False)[0][:, :, 0])
 
     def latent_channels(self, vae: Any) -> int:
         """The VAE's z_dim."""
@@ -41,7 +41,7 @@ class QwenVAEFunctions(FlowFunctions):
 def _read_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
     """(1, C, 1, 1) mean and deviation, like `latents`."""
     mean, deviation = (
-        torch.tensor(values).view(1, -1, 1, 1).to(latents)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
+        torch.tensor(channel_statistics).view(1, -1, 1, 1).to(latents)
+        for channel_statistics in (vae.config.latents_mean, vae.config.latents_std)
     )
     return mean, deviation

@@ -15,7 +15,7 @@ TEMPLATE = (
 NUM_DROPPED = 34
 
 
-def tokenize_described(tokenizer: Any, prompt: str, max_tokens: int) -> Tensor:
+def tokenize_qwen_vl_prompt(tokenizer: Any, prompt: str, max_tokens: int) -> Tensor:
     """(1, 34 + L) ids, of which the first 34 are to be dropped.
 
     max_tokens: of the prompt and the marks behind it

@@ -62,7 +62,7 @@ class RemoteFiles(ABC):
         """As `read_range`, from where the file lies."""
 
     @abstractmethod
-    def check_file(self, name: str, path: Path, sha256: str) -> None:
+    def check_file_hash(self, name: str, path: Path, sha256: str) -> None:
         """Raise StorageError or CheckpointError where a copy is not what is stored.
 
         sha256: of the copy
@@ -76,46 +76,52 @@ def select_files(files: RemoteFiles, part: str = "") -> tuple[list[str], list[st
     part: the only one that is needed; a repository may be such a part itself
     raises: ConfigError where it is no model directory, or a part has pickles alone
     """
-    names = [name for name in files.sizes if _is_safe(name)]
-    prefixes = _list_part_prefixes(files, names, part)
-    config_names, weight_names = [INDEX] if INDEX in files.sizes else [], list[str]()
-    for prefix in prefixes:
-        part_file_names = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
+    file_names = [
+        weight_file_name for weight_file_name in files.sizes if _is_safe(weight_file_name)
+    ]
+    part_prefixes = _list_folder_prefixes(files, file_names, part)
+    config_file_names, weight_file_names = [INDEX] if INDEX in files.sizes else [], list[str]()
+    for part_prefix in part_prefixes:
+        part_file_names = {
+            n.removeprefix(part_prefix) for n in file_names if n.startswith(part_prefix)
+        }
         part_file_names = {n for n in part_file_names if "/" not in n}
-        config_names += [
-            prefix + n for n in part_file_names if n.endswith(_TEXT_SUFFIXES) and ".index." not in n
+        config_file_names += [
+            part_prefix + n
+            for n in part_file_names
+            if n.endswith(_TEXT_SUFFIXES) and ".index." not in n
         ]
         weight_choices = [choose_weights(part_file_names, stem) for stem in _STEMS]
         weight_choice = next(
             (weight_choice for weight_choice in weight_choices if weight_choice), None
         )
         if weight_choice is None:
-            _refuse_pickles(files, prefix, part_file_names)
+            _refuse_pickles(files, part_prefix, part_file_names)
             continue
-        name = prefix + weight_choice[1]
-        if name.endswith(".json"):
-            config_names.append(name)
-            weight_names += _list_shards(files, name)
+        weight_file_name = part_prefix + weight_choice[1]
+        if weight_file_name.endswith(".json"):
+            config_file_names.append(weight_file_name)
+            weight_file_names += _list_shards(files, weight_file_name)
         else:
-            weight_names.append(name)
-    return sorted(config_names), sorted(weight_names)
+            weight_file_names.append(weight_file_name)
+    return sorted(config_file_names), sorted(weight_file_names)
 
 
 def write_outline(files: RemoteFiles, folder: Path, part: str = "") -> None:
     """Write the outline of a model to a folder; raises ConfigError, StorageError."""
-    config_names, weight_names = files.select(part)
+    config_file_names, weight_file_names = files.select(part)
 
     def write_file(name: str) -> None:
         with replace_file(folder / name) as partial:
-            if name in config_names:
+            if name in config_file_names:
                 partial.write_bytes(_read_file(files, name))
             else:
                 partial.write_bytes(_read_header_bytes(files, name))
-                with partial.open("r+b") as stream:
-                    stream.truncate(files.sizes[name])
+                with partial.open("r+b") as weight_file:
+                    weight_file.truncate(files.sizes[name])
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="outline") as pool:
-        list(pool.map(write_file, [*config_names, *weight_names]))
+        list(pool.map(write_file, [*config_file_names, *weight_file_names]))
 
 
 def download_model(files: RemoteFiles, folder: Path, part: str = "") -> None:
@@ -123,17 +129,19 @@ def download_model(files: RemoteFiles, folder: Path, part: str = "") -> None:
 
     raises: CheckpointError, ConfigError, StorageError
     """
-    config_names, weight_names = files.select(part)
-    progress = _Progress(files.uri, sum(files.sizes[name] for name in weight_names))
-    for name in [*config_names, *weight_names]:
-        path = folder / name
+    config_file_names, weight_file_names = files.select(part)
+    progress = _Progress(files.uri, sum(files.sizes[file_name] for file_name in weight_file_names))
+    for file_name in [*config_file_names, *weight_file_names]:
+        path = folder / file_name
         if not path.is_file():
-            _download_file(files, name, path, progress)
+            _download_file(files, file_name, path, progress)
 
 
 def count_bytes(files: RemoteFiles, part: str = "") -> int:
     """Bytes that `download_model` writes."""
-    return sum(files.sizes[name] for names in files.select(part) for name in names)
+    return sum(
+        files.sizes[file_name] for file_names in files.select(part) for file_name in file_names
+    )
 
 
 def _download_file(files: RemoteFiles, name: str, path: Path, progress: "_Progress") -> None:
@@ -148,7 +156,7 @@ def _download_file(files: RemoteFiles, name: str, path: Path, progress: "_Progre
 
     try:
         sha256 = download_parts(read_range, files.sizes[name], partial, goes_on=True)
-        files.check_file(name, partial, sha256)
+        files.check_file_hash(name, partial, sha256)
     except (CheckpointError, StorageError):
         if partial.is_file() and partial.stat().st_size == files.sizes[name]:
             partial.unlink()  # whole and wrong: nothing to go on with
@@ -161,11 +169,11 @@ def _is_safe(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
-def _list_part_prefixes(files: RemoteFiles, names: list[str], part: str) -> list[str]:
+def _list_folder_prefixes(files: RemoteFiles, names: list[str], part: str) -> list[str]:
     """Of the names of the parts that are read; raises ConfigError where there are none."""
     if part:
         return [f"{part}/" if f"{part}/config.json" in files.sizes else ""]
-    return [f"{name}/" for name in _list_parts(files, names)]
+    return [f"{part_name}/" for part_name in _list_parts(files, names)]
 
 
 def _list_parts(files: RemoteFiles, names: list[str]) -> list[str]:
@@ -201,12 +209,16 @@ def _refuse_pickles(files: RemoteFiles, prefix: str, own_names: set[str]) -> Non
 
 def _list_shards(files: RemoteFiles, index: str) -> list[str]:
     weight_map = _read_object(files, index).get("weight_map")
-    prefix = index[: index.rfind("/") + 1]
+    folder_prefix = index[: index.rfind("/") + 1]
     shards = weight_map.values() if isinstance(weight_map, dict) else ()
-    names = sorted({f"{prefix}{shard}" for shard in shards})
-    if missing_shards := [name for name in names if name not in files.sizes or not _is_safe(name)]:
+    shard_names = sorted({f"{folder_prefix}{shard}" for shard in shards})
+    if missing_shards := [
+        shard_name
+        for shard_name in shard_names
+        if shard_name not in files.sizes or not _is_safe(shard_name)
+    ]:
         raise ConfigError(f"{files.uri}: {index} names {missing_shards[0]}, which is not there")
-    return names
+    return shard_names
 
 
 def _read_file(files: RemoteFiles, name: str) -> bytes:
@@ -215,12 +227,12 @@ def _read_file(files: RemoteFiles, name: str) -> bytes:
 
 def _read_object(files: RemoteFiles, name: str) -> dict[str, object]:
     try:
-        content = json.loads(_read_file(files, name))
+        json_object = json.loads(_read_file(files, name))
     except ValueError as error:
         raise ConfigError(f"{files.uri}: {name} holds no JSON ({error})") from error
-    if not isinstance(content, dict):
+    if not isinstance(json_object, dict):
         raise ConfigError(f"{files.uri}: {name} holds no JSON object")
-    return content
+    return json_object
 
 
 def _read_header_bytes(files: RemoteFiles, name: str) -> bytes:
@@ -246,5 +258,5 @@ class _Progress:
         self._num_bytes += num_bytes
         if time.monotonic() - self._said_at_s > _PROGRESS_INTERVAL_S:
             self._said_at_s = time.monotonic()
-            text = f"{self._num_bytes / 1e9:.1f} of {self._total_bytes / 1e9:.1f} GB"
-            print(f"{self._uri}: {text}", file=sys.stderr, flush=True)
+            progress_text = f"{self._num_bytes / 1e9:.1f} of {self._total_bytes / 1e9:.1f} GB"
+            print(f"{self._uri}: {progress_text}", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.config_values import find_bad_value
+from dreambooth_ray.models.config_value_checks import find_bad_value
 from dreambooth_ray.models.part_configs import CONFIG_FILES, read_json, read_part_config
 
 
@@ -22,12 +22,12 @@ def check_scheduler(
     """
     path = directory / "scheduler" / CONFIG_FILES["scheduler"]
     if process == "flow":
-        _check_flow(path, what, flow_schedulers)
+        _check_flow_scheduler(path, what, flow_schedulers)
     else:
-        _check_diffusion(directory, what)
+        _check_diffusion_scheduler(directory, what)
 
 
-def _check_flow(path: Path, what: str, others: Collection[str]) -> None:
+def _check_flow_scheduler(path: Path, what: str, others: Collection[str]) -> None:
     config = read_json(path)
     scheduler_class = str(config.get("_class_name", ""))
     if scheduler_class in others:
@@ -44,7 +44,7 @@ def _check_flow(path: Path, what: str, others: Collection[str]) -> None:
         raise ConfigError(f"{path}: use_beta_sigmas=true needs scipy: `pip install scipy`")
 
 
-def _check_diffusion(directory: Path, what: str) -> None:
+def _check_diffusion_scheduler(directory: Path, what: str) -> None:
     scheduler_config = read_part_config(directory, "scheduler")
     scheduler_class, prediction_type = (
         str(scheduler_config.get("_class_name", "")),

@@ -16,41 +16,41 @@ _VARINT, _EIGHT_BYTES, _SIZED, _FOUR_BYTES = 0, 1, 2, 5  # how a field is stored
 def count_pieces(path: Path) -> int:
     """How many words it has; raises: ConfigError where it was cut off"""
     try:
-        fields = list(_read_fields(path.read_bytes()))
+        field_numbers = list(_read_fields(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} can't be read ({error}); copy it again") from error
-    if _NORMALIZER not in fields:
+    if _NORMALIZER not in field_numbers:
         raise ConfigError(f"{path} ends before its rules for texts; copy it again")
-    return fields.count(_PIECE)
+    return field_numbers.count(_PIECE)
 
 
 def _read_fields(data: bytes) -> Iterator[int]:
     """The number of each field; raises: ValueError where the last one is not whole"""
     byte_offset = 0
     while byte_offset < len(data):
-        field_key, byte_offset = _read_varint(data, byte_offset)
-        wire_type = field_key & 7
+        field_tag, byte_offset = _read_varint(data, byte_offset)
+        wire_type = field_tag & 7
         if wire_type == _VARINT:
             _, byte_offset = _read_varint(data, byte_offset)
         elif wire_type == _SIZED:
-            size, byte_offset = _read_varint(data, byte_offset)
-            byte_offset += size
+            field_size, byte_offset = _read_varint(data, byte_offset)
+            byte_offset += field_size
         elif wire_type in (_EIGHT_BYTES, _FOUR_BYTES):
             byte_offset += 8 if wire_type == _EIGHT_BYTES else 4
         else:
             raise ValueError(f"byte {byte_offset} begins no field")
         if byte_offset > len(data):
             raise ValueError(f"it is cut off after {len(data)} bytes")
-        yield field_key >> 3
+        yield field_tag >> 3
 
 
 def _read_varint(data: bytes, byte_offset: int) -> tuple[int, int]:
     """A number of seven bits a byte, the lowest first, and where it ends."""
-    value = shift = 0
+    number = bit_shift = 0
     while byte_offset < len(data):
-        value |= (data[byte_offset] & 0x7F) << shift
-        shift += 7
+        number |= (data[byte_offset] & 0x7F) << bit_shift
+        bit_shift += 7
         byte_offset += 1
         if data[byte_offset - 1] < 0x80:
-            return value, byte_offset
+            return number, byte_offset
     raise ValueError(f"it is cut off after {len(data)} bytes")

@@ -35,10 +35,10 @@ def read_count_list(
     path: Path, config: Mapping[str, Any], name: str, default: Sequence[int]
 ) -> list[int]:
     """A key that is a list of whole numbers, none below 0; raises ConfigError naming it."""
-    counts = config.get(name, list(default))
-    if not isinstance(counts, list) or not all(type(x) is int and x >= 0 for x in counts):
-        raise ConfigError(f"{path}: {name}={counts!r} must be a list of whole numbers")
-    return counts
+    count_list = config.get(name, list(default))
+    if not isinstance(count_list, list) or not all(type(x) is int and x >= 0 for x in count_list):
+        raise ConfigError(f"{path}: {name}={count_list!r} must be a list of whole numbers")
+    return count_list
 
 
 def read_section(path: Path, config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -60,26 +60,29 @@ def check_shapes(
     expected: of every tensor; unread: tensors that may be there as well
     dropped_prefix: of stored names, which some libraries write and others do not
     """
-    shapes = find_weights(folder, folder.name).read_shapes()
-    stored_shapes = {name.removeprefix(dropped_prefix): shape for name, shape in shapes.items()}
-    for name, shape in expected.items():
-        if stored_shapes.get(name) != shape:
-            stored_shape = stored_shapes.get(name) or "no such tensor"
+    file_shapes = find_weights(folder, folder.name).read_shapes()
+    stored_shapes = {
+        tensor_name.removeprefix(dropped_prefix): shape
+        for tensor_name, shape in file_shapes.items()
+    }
+    for tensor_name, shape in expected.items():
+        if stored_shapes.get(tensor_name) != shape:
+            stored_shape = stored_shapes.get(tensor_name) or "no such tensor"
             raise ConfigError(
-                f"{folder}: by config.json {name} is {shape}, and the weights have {stored_shape}; "
-                "the files are of different models"
+                f"{folder}: by config.json {tensor_name} is {shape}, and the weights have "
+                f"{stored_shape}; the files are of different models"
             )
-    if surplus := sorted(stored_shapes.keys() - expected.keys() - set(unread)):
+    if unexpected_names := sorted(stored_shapes.keys() - expected.keys() - set(unread)):
         raise ConfigError(
-            f"{folder}: the weights have {surplus[0]}, and by config.json there is no such tensor; "
-            "the files are of different models"
+            f"{folder}: the weights have {unexpected_names[0]}, and by config.json there is no "
+            "such tensor; the files are of different models"
         )
 
 
 def repeat_shapes(prefix: str, count: int, shapes: Mapping[str, list[int]]) -> Shapes:
     """The shapes of so many equal blocks. prefix: before their numbers"""
     return {
-        f"{prefix}.{index}.{name}": list(shape)
-        for index in range(count)
-        for name, shape in shapes.items()
+        f"{prefix}.{block_index}.{tensor_name}": list(shape)
+        for block_index in range(count)
+        for tensor_name, shape in shapes.items()
     }

@@ -19,13 +19,13 @@ from dreambooth_ray.models import single_file_names as names
 from dreambooth_ray.models.remote_files import INDEX
 from dreambooth_ray.models.single_file_layouts import (
     drop_layers,
-    find_published_files,
-    read_own_files,
+    find_published_small_files,
+    read_exported_small_files,
 )
 from dreambooth_ray.models.stored_tensors import (
     Parts,
     StoredTensor,
-    read_tensors,
+    read_tensor_places,
     write_stored_tensors,
 )
 from dreambooth_ray.models.weight_files import PICKLES, weight_stem
@@ -67,24 +67,24 @@ def read_single_file(path: Path, prediction_type: str | None = None) -> SingleFi
             f"{path} is a pickle, which can run code when read; take the model's .safetensors, or "
             "convert it in a sandbox by safetensors' convert.py"
         )
-    tensors, metadata = read_tensors(path)
-    part_tensors = _find_parts(path, tensors)
+    tensors, metadata = read_tensor_places(path)
+    tensors_by_part = _find_parts(path, tensors)
     if METADATA_KEY in metadata:
-        small_files = read_own_files(metadata[METADATA_KEY])
+        small_files = read_exported_small_files(metadata[METADATA_KEY])
     else:
         is_v_prediction = "v_pred" in tensors  # a mark of SDXL's
         chosen_prediction = prediction_type or ("v_prediction" if is_v_prediction else None)
-        small_files = find_published_files(path, part_tensors, chosen_prediction, metadata)
-    num_layers = json.loads(small_files["text_encoder/config.json"])["num_hidden_layers"]
-    drop_layers(part_tensors["text_encoder"], num_layers)
-    return SingleFile(path, part_tensors, small_files)
+        small_files = find_published_small_files(path, tensors_by_part, chosen_prediction, metadata)
+    num_encoder_layers = json.loads(small_files["text_encoder/config.json"])["num_hidden_layers"]
+    drop_layers(tensors_by_part["text_encoder"], num_encoder_layers)
+    return SingleFile(path, tensors_by_part, small_files)
 
 
 def write_directory(model: SingleFile, folder: Path, *, whole: bool = True) -> None:
     """Write a file's model as a directory; whole: with the tensors, else headers before a hole."""
-    for name, file_text in model.small_files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(file_text, encoding="utf-8")
+    for file_name, file_text in model.small_files.items():
+        (folder / file_name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file_name).write_text(file_text, encoding="utf-8")
     for part, tensors in model.parts.items():
         (folder / part).mkdir(exist_ok=True)
         write_stored_tensors(
@@ -113,13 +113,13 @@ def count_bytes(model: SingleFile) -> int:
     return sum(t.end - t.begin for tensors in model.parts.values() for t in tensors.values())
 
 
-def read_vae(path: Path) -> dict[str, StoredTensor]:
+def read_vae_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a VAE's single file, by diffusers' names; raises ConfigError."""
     if path.suffix in PICKLES:
         raise ConfigError(
             f"{path} is a pickle, which can run code when read; take its .safetensors"
         )
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensor_places(path)
     vae_tensors = _select_by_prefix(tensors, names.VAE_PREFIX) or dict(tensors)
     if "decoder.conv_in.weight" not in vae_tensors:
         raise ConfigError(f"{path} is no VAE: it has no decoder.conv_in.weight")
@@ -146,11 +146,20 @@ def _find_parts(path: Path, tensors: Mapping[str, StoredTensor]) -> Parts:
     unet_tensors, vae_tensors = (
         _select_by_prefix(tensors, prefix) for prefix in (names.UNET_PREFIX, names.VAE_PREFIX)
     )
-    text_encoders = _find_text_encoders(tensors)
-    other_model = next((text for start, text in _OTHERS.items() if _has_name(tensors, start)), "")
-    if other_model or not unet_tensors or "text_encoder" not in text_encoders:
-        problem = f"is {other_model}" if other_model else "has no text encoder that is known"
-        if not other_model and not unet_tensors:
+    text_encoder_tensors = _find_text_encoders(tensors)
+    other_model_name = next(
+        (
+            model_title
+            for name_prefix, model_title in _OTHERS.items()
+            if _has_name(tensors, name_prefix)
+        ),
+        "",
+    )
+    if other_model_name or not unet_tensors or "text_encoder" not in text_encoder_tensors:
+        problem = (
+            f"is {other_model_name}" if other_model_name else "has no text encoder that is known"
+        )
+        if not other_model_name and not unet_tensors:
             problem = f"has no UNet, but {next(iter(tensors), 'nothing')!r}"
         raise ConfigError(
             f"{path} {problem}; a single file must be a whole Stable Diffusion 1.x, 2.x or XL, "
@@ -159,18 +168,18 @@ def _find_parts(path: Path, tensors: Mapping[str, StoredTensor]) -> Parts:
         )
     if not vae_tensors:
         raise ConfigError(f"{path} has no VAE (first_stage_model.*); take the file that has one")
-    num_layers, num_blocks = (
-        names.count_unet_layers(unet_tensors),
+    resnets_per_block, num_blocks = (
+        names.count_resnets_per_block(unet_tensors),
         names.count_vae_blocks(vae_tensors),
     )
     return {
         "unet": {
             diffusers_name: tensor
-            for name, tensor in unet_tensors.items()
-            if (diffusers_name := names.find_unet_name(name, num_layers))
+            for original_name, tensor in unet_tensors.items()
+            if (diffusers_name := names.find_diffusers_unet_name(original_name, resnets_per_block))
         },
         "vae": dict(_convert_vae(vae_tensors, num_blocks)),
-        **text_encoders,
+        **text_encoder_tensors,
     }
 
 
@@ -183,12 +192,14 @@ def _find_text_encoders(tensors: Mapping[str, StoredTensor]) -> Parts:
         )
     )  # fmt: skip
     if xl_clip_tensors and xl_open_clip_tensors:
-        second_encoder = dict(_convert_open_clip(xl_open_clip_tensors))
+        second_encoder_tensors = dict(_convert_open_clip(xl_open_clip_tensors))
         if (projection := xl_open_clip_tensors.get("text_projection")) is not None:
-            second_encoder["text_projection.weight"] = replace(projection, is_transposed=True)
+            second_encoder_tensors["text_projection.weight"] = replace(
+                projection, is_transposed=True
+            )
         return {
             "text_encoder": dict(_convert_clip(xl_clip_tensors)),
-            "text_encoder_2": second_encoder,
+            "text_encoder_2": second_encoder_tensors,
         }
     if clip_tensors or open_clip_tensors:
         encoder_tensors = (
@@ -209,9 +220,9 @@ def _has_name(tensors: Mapping[str, StoredTensor], start: str) -> bool:
 def _convert_vae(
     vae: Mapping[str, StoredTensor], num_blocks: int
 ) -> Iterator[tuple[str, StoredTensor]]:
-    for name, tensor in vae.items():
-        if name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")):
-            diffusers_name = names.find_vae_name(name, num_blocks)
+    for original_name, tensor in vae.items():
+        if original_name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")):
+            diffusers_name = names.find_diffusers_vae_name(original_name, num_blocks)
             # Its attention was made of 1x1 convolutions.
             is_attention_layer = ".attentions." in diffusers_name and diffusers_name.endswith(
                 _ATTENTION
@@ -227,8 +238,8 @@ def _convert_clip(clip: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Store
 
 
 def _convert_open_clip(clip: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
-    for name, tensor in clip.items():
-        diffusers_names = names.find_open_clip_names(name)
+    for original_name, tensor in clip.items():
+        diffusers_names = names.find_open_clip_names(original_name)
         for index, diffusers_name in enumerate(diffusers_names):
             size_bytes = (tensor.end - tensor.begin) // len(diffusers_names)
             begin_byte = tensor.begin + index * size_bytes

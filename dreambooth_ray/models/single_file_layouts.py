@@ -20,25 +20,25 @@ _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 def drop_layers(text_encoder: dict[str, StoredTensor], num_layers: int) -> None:
     """2.x uses all layers of open_clip but the last, which its files have."""
-    for name in [n for n in text_encoder if n.startswith("text_model.encoder.layers.")]:
-        if int(name.split(".")[3]) >= num_layers:
-            del text_encoder[name]
+    for tensor_name in [n for n in text_encoder if n.startswith("text_model.encoder.layers.")]:
+        if int(tensor_name.split(".")[3]) >= num_layers:
+            del text_encoder[tensor_name]
 
 
-def read_own_files(text: str) -> dict[str, str]:
+def read_exported_small_files(text: str) -> dict[str, str]:
     """The small files of a model that this package has exported, as its file's header has them."""
     small_files: dict[str, str] = json.loads(text)
-    for folder in ("tokenizer", "tokenizer_2"):
-        vocabularies = {f"{folder}/tokenizer.json", f"{folder}/merges.txt"}
+    for tokenizer_folder in ("tokenizer", "tokenizer_2"):
+        vocabulary_files = {f"{tokenizer_folder}/tokenizer.json", f"{tokenizer_folder}/merges.txt"}
         if (
-            f"{folder}/tokenizer_config.json" in small_files
-            and not vocabularies & small_files.keys()
+            f"{tokenizer_folder}/tokenizer_config.json" in small_files
+            and not vocabulary_files & small_files.keys()
         ):
-            small_files |= make_clip_vocabulary(folder)
+            small_files |= make_clip_vocabulary(tokenizer_folder)
     return small_files
 
 
-def find_published_files(
+def find_published_small_files(
     path: Path, parts: Parts, prediction_type: str | None, metadata: Mapping[str, str]
 ) -> dict[str, str]:
     """The small files of the published model whose weights have these shapes.
@@ -49,14 +49,16 @@ def find_published_files(
     layouts = json.loads((files(__package__) / "layouts" / "layouts.json").read_text("utf-8"))
     problems = []
     for layout in layouts.values():
-        networks = [part for part in _NETWORKS if f"{part}/config.json" in layout]
-        if set(networks) != parts.keys():
+        network_parts = [part for part in _NETWORKS if f"{part}/config.json" in layout]
+        if set(network_parts) != parts.keys():
             continue
         problem = next(
-            filter(None, (_find_difference(layout, part, parts) for part in networks)), ""
+            filter(None, (_find_difference(layout, part, parts) for part in network_parts)), ""
         )
         if not problem:
-            small_files = {name: json.dumps(content, indent=2) for name, content in layout.items()}
+            small_files = {
+                file_name: json.dumps(content, indent=2) for file_name, content in layout.items()
+            }
             small_files |= make_clip_vocabulary("tokenizer")
             small_files |= make_clip_vocabulary("tokenizer_2") if "text_encoder_2" in parts else {}
             return _set_prediction(path, small_files, prediction_type, metadata)
@@ -70,11 +72,13 @@ def find_published_files(
 def _find_difference(layout: Mapping[str, Any], part: str, parts: Parts) -> str:
     part_kind = part.removesuffix("_2")
     part_config = DEFAULTS[part_kind] | layout[f"{part}/config.json"]
-    tensors = dict(parts[part])
+    part_tensors = dict(parts[part])
     if part == "text_encoder":
-        drop_layers(tensors, part_config["num_hidden_layers"])
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    return find_mismatch(part_kind, part_config, shapes)
+        drop_layers(part_tensors, part_config["num_hidden_layers"])
+    stored_shapes = {
+        tensor_name: list(tensor.shape) for tensor_name, tensor in part_tensors.items()
+    }
+    return find_mismatch(part_kind, part_config, stored_shapes)
 
 
 def _set_prediction(
@@ -84,7 +88,7 @@ def _set_prediction(
     metadata: Mapping[str, str],
 ) -> dict[str, str]:
     """What the model predicts: by the caller, the header, the .yaml beside it, or as published."""
-    name = "scheduler/scheduler_config.json"
+    scheduler_file = "scheduler/scheduler_config.json"
     chosen_prediction = prediction_type or _find_prediction(path, metadata)
     encoder_config = json.loads(small_files["text_encoder/config.json"])
     is_v2 = encoder_config.get("hidden_act") == "gelu"
@@ -93,10 +97,10 @@ def _set_prediction(
             f"{path} is a Stable Diffusion 2.x and does not say what it predicts; set "
             "model.prediction_type to v_prediction (of 768 pixels) or epsilon (of 512, the base)"
         )
-    scheduler_config = json.loads(small_files[name]) | (
+    scheduler_config = json.loads(small_files[scheduler_file]) | (
         {"prediction_type": chosen_prediction} if chosen_prediction else {}
     )
-    return {**small_files, name: json.dumps(scheduler_config, indent=2)}
+    return {**small_files, scheduler_file: json.dumps(scheduler_config, indent=2)}
 
 
 def _find_prediction(path: Path, metadata: Mapping[str, str]) -> str | None:

@@ -18,7 +18,7 @@ XL_CLIP_PREFIX = "conditioner.embedders.0.transformer."
 XL_OPEN_CLIP_PREFIX = "conditioner.embedders.1.model."
 
 
-class SingleFileEncoder(NamedTuple):
+class SingleFileEncoderNames(NamedTuple):
     """Whose names a text encoder's weights have in a single file, and before them."""
 
     layers: Literal["clip", "open_clip"]
@@ -74,7 +74,7 @@ _VAE_MID = re.compile(r"(encoder|decoder)\.mid\.(block|attn)_(\d+)\.(.+)")
 _OPEN_CLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def count_unet_layers(names: Iterable[str]) -> int:
+def count_resnets_per_block(names: Iterable[str]) -> int:
     """Resnets in each block of a UNet's first half, by where its first downsampler stands."""
     downsampler_indices = [
         int(n.split(".")[1]) for n in names if re.fullmatch(r"input_blocks\.\d+\.0\.op\..+", n)
@@ -98,7 +98,7 @@ class UNetBlocks(NamedTuple):
         return cls(len(resnet_indices), attention_blocks)
 
 
-def name_unet_weight(name: str, blocks: UNetBlocks) -> str:
+def find_original_unet_name(name: str, blocks: UNetBlocks) -> str:
     """The original name of a UNet's weight, without prefix; name: diffusers'
 
     raises: ValueError for a name that no such UNet has
@@ -107,44 +107,44 @@ def name_unet_weight(name: str, blocks: UNetBlocks) -> str:
         if name.startswith(f"{diffusers_prefix}."):
             return original_prefix + name.removeprefix(diffusers_prefix)
     if mid_match := _MID.fullmatch(name):
-        layer_kind, index, suffix = mid_match.groups()
-        if layer_kind == "attentions":
-            return f"middle_block.{2 * int(index) + 1}.{suffix}"
-        return f"middle_block.{2 * int(index)}.{_name_resnet_weight(suffix)}"
+        sublayer_kind, layer_index, suffix = mid_match.groups()
+        if sublayer_kind == "attentions":
+            return f"middle_block.{2 * int(layer_index) + 1}.{suffix}"
+        return f"middle_block.{2 * int(layer_index)}.{_find_original_resnet_name(suffix)}"
     if block_match := _BLOCK.fullmatch(name):
-        return _name_block_weight(block_match, blocks)
+        return _find_original_block_name(block_match, blocks)
     raise ValueError(f"{name} is no weight of a Stable Diffusion UNet")
 
 
-def _name_block_weight(match: re.Match[str], blocks: UNetBlocks) -> str:
-    direction, number, layer_kind, index, suffix = match.groups()
-    block_index, layer_index = int(number), int(index)
+def _find_original_block_name(match: re.Match[str], blocks: UNetBlocks) -> str:
+    direction, block_number, sublayer_kind, layer_number, suffix = match.groups()
+    block_index, layer_index = int(block_number), int(layer_number)
     if direction == "down":
         # Each block's resnets, then its downsampler; block 0 is conv_in.
         first_input_block = 1 + block_index * (blocks.num_layers + 1)
-        if layer_kind == "downsamplers":
+        if sublayer_kind == "downsamplers":
             original_suffix = suffix.replace("conv", "op", 1)
             return f"input_blocks.{first_input_block + blocks.num_layers}.0.{original_suffix}"
         block_name = f"input_blocks.{first_input_block + layer_index}"
     else:
         layers_per_block = blocks.num_layers + 1
-        if layer_kind == "upsamplers":
+        if sublayer_kind == "upsamplers":
             # Behind the last resnet, and behind its attention where there is one.
             module_index = 2 if block_index in blocks.attended else 1
-            last_layer = (block_index + 1) * layers_per_block - 1
-            return f"output_blocks.{last_layer}.{module_index}.{suffix}"
+            last_output_block = (block_index + 1) * layers_per_block - 1
+            return f"output_blocks.{last_output_block}.{module_index}.{suffix}"
         block_name = f"output_blocks.{block_index * layers_per_block + layer_index}"
-    if layer_kind == "attentions":
+    if sublayer_kind == "attentions":
         return f"{block_name}.1.{suffix}"
-    return f"{block_name}.0.{_name_resnet_weight(suffix)}"
+    return f"{block_name}.0.{_find_original_resnet_name(suffix)}"
 
 
-def _name_resnet_weight(suffix: str) -> str:
+def _find_original_resnet_name(suffix: str) -> str:
     layer, _, leaf = suffix.rpartition(".")
     return f"{RESNET_LAYERS[layer]}.{leaf}" if layer else RESNET_LAYERS[leaf]
 
 
-def find_unet_name(name: str, num_layers: int) -> str | None:
+def find_diffusers_unet_name(name: str, num_layers: int) -> str | None:
     """diffusers' name of a UNet's weight, prefixes aside; None for one that it has not.
 
     num_layers: resnets in each block of the first half
@@ -153,56 +153,61 @@ def find_unet_name(name: str, num_layers: int) -> str | None:
         if name.startswith(f"{original_prefix}."):
             return diffusers_prefix + name.removeprefix(original_prefix)
     if mid_match := _UNET_MIDDLE.fullmatch(name):
-        index, rest = int(mid_match[1]), mid_match[2]
-        if index == 1:
+        module_index, rest = int(mid_match[1]), mid_match[2]
+        if module_index == 1:
             return f"mid_block.attentions.0.{rest}"
-        return f"mid_block.resnets.{index // 2}.{_convert_resnet_rest(rest)}"
+        return f"mid_block.resnets.{module_index // 2}.{_find_diffusers_resnet_name(rest)}"
     match = _UNET_BLOCK.fullmatch(name)
-    return _find_block_name(match, num_layers) if match else None
+    return _find_diffusers_block_name(match, num_layers) if match else None
 
 
-def _find_block_name(match: re.Match[str], num_layers: int) -> str:
-    block_group, number, module_number, rest = match.groups()
-    if block_group == "input":  # the first is conv_in
-        block_index, index = divmod(int(number) - 1, num_layers + 1)
-        prefix = f"down_blocks.{block_index}"
+def _find_diffusers_block_name(match: re.Match[str], num_layers: int) -> str:
+    input_or_output, block_number, module_number, rest = match.groups()
+    if input_or_output == "input":  # the first is conv_in
+        block_index, layer_index = divmod(int(block_number) - 1, num_layers + 1)
+        block_prefix = f"down_blocks.{block_index}"
     else:
-        block_index, index = divmod(int(number), num_layers + 1)
-        prefix = f"up_blocks.{block_index}"
+        block_index, layer_index = divmod(int(block_number), num_layers + 1)
+        block_prefix = f"up_blocks.{block_index}"
     if rest.startswith("op."):
-        return f"{prefix}.downsamplers.0.conv.{rest.removeprefix('op.')}"
+        return f"{block_prefix}.downsamplers.0.conv.{rest.removeprefix('op.')}"
     if rest.startswith("conv."):
-        return f"{prefix}.upsamplers.0.{rest}"
+        return f"{block_prefix}.upsamplers.0.{rest}"
     if module_number == "0":
-        return f"{prefix}.resnets.{index}.{_convert_resnet_rest(rest)}"
-    return f"{prefix}.attentions.{index}.{rest}"
+        return f"{block_prefix}.resnets.{layer_index}.{_find_diffusers_resnet_name(rest)}"
+    return f"{block_prefix}.attentions.{layer_index}.{rest}"
 
 
-def _convert_resnet_rest(rest: str) -> str:
+def _find_diffusers_resnet_name(rest: str) -> str:
     layer, _, leaf = rest.rpartition(".")
-    diffusers_layers = {theirs: name for name, theirs in RESNET_LAYERS.items()}
+    diffusers_layers = {
+        theirs: diffusers_layer for diffusers_layer, theirs in RESNET_LAYERS.items()
+    }
     return f"{diffusers_layers.get(layer, layer)}.{leaf}"
 
 
-def find_vae_name(name: str, num_blocks: int) -> str:
+def find_diffusers_vae_name(name: str, num_blocks: int) -> str:
     """diffusers' name of a VAE's weight, prefixes aside. num_blocks: of each half"""
     if mid_match := _VAE_MID.fullmatch(name):
-        vae_half, layer_kind, index, rest = mid_match.groups()
-        if layer_kind == "block":
-            return f"{vae_half}.mid_block.resnets.{int(index) - 1}.{rest}"
+        vae_half, sublayer_kind, layer_number, rest = mid_match.groups()
+        if sublayer_kind == "block":
+            return f"{vae_half}.mid_block.resnets.{int(layer_number) - 1}.{rest}"
         layer, _, leaf = rest.rpartition(".")
-        ours = {theirs: ours for ours, theirs in VAE_ATTENTION.items()}
-        return f"{vae_half}.mid_block.attentions.{int(index) - 1}.{ours.get(layer, layer)}.{leaf}"
+        diffusers_names = {theirs: ours for ours, theirs in VAE_ATTENTION.items()}
+        return (
+            f"{vae_half}.mid_block.attentions.{int(layer_number) - 1}."
+            f"{diffusers_names.get(layer, layer)}.{leaf}"
+        )
     match = _VAE_BLOCK.fullmatch(name)
     if match is None:
         return name.replace(".norm_out.", ".conv_norm_out.")
-    vae_half, direction, number, rest = match.groups()
+    vae_half, direction, block_number, rest = match.groups()
     # The decoder counts its blocks from the image's side.
-    block_index = int(number) if direction == "down" else num_blocks - 1 - int(number)
-    prefix = f"{vae_half}.{direction}_blocks.{block_index}"
+    block_index = int(block_number) if direction == "down" else num_blocks - 1 - int(block_number)
+    block_prefix = f"{vae_half}.{direction}_blocks.{block_index}"
     if rest.startswith(f"{direction}sample."):
-        return f"{prefix}.{direction}samplers.0.{rest.removeprefix(f'{direction}sample.')}"
-    return f"{prefix}.resnets.{rest.removeprefix('block.')}".replace(
+        return f"{block_prefix}.{direction}samplers.0.{rest.removeprefix(f'{direction}sample.')}"
+    return f"{block_prefix}.resnets.{rest.removeprefix('block.')}".replace(
         "nin_shortcut", "conv_shortcut"
     )
 

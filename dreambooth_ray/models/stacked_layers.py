@@ -53,15 +53,23 @@ class StackedLayer(nn.Module, ABC):
         # Detached, not under no_grad: a trace records the one and forgets the other.
         weight, magnitude = self.base_layer.weight.flatten(1), self.magnitude.flatten(1)
         down, up = self.down.detach().flatten(2), self.up.detach().flatten(2)
-        crossed = torch.einsum("oi,kri->kor", weight, down).mul(up).sum(-1)
-        low_norms = (up @ (down @ down.transpose(1, 2))).mul(up).sum(-1)
-        scales = self.scales[:, None]
-        squares = weight.square().sum(1) + 2 * scales * crossed + scales.square() * low_norms
+        weight_delta_products = torch.einsum("oi,kri->kor", weight, down).mul(up).sum(-1)
+        squared_delta_norms = (up @ (down @ down.transpose(1, 2))).mul(up).sum(-1)
+        slot_scales = self.scales[:, None]
+        squared_weight_norms = (
+            weight.square().sum(1)
+            + 2 * slot_scales * weight_delta_products
+            + slot_scales.square() * squared_delta_norms
+        )
         # A slot that nobody is in has no magnitude: its output is the layer's.
-        is_empty = (magnitude.detach() == 0).all(dim=1, keepdim=True)
-        norms = torch.where(is_empty, torch.ones_like(squares), squares.clamp(min=0).sqrt())
-        factors = magnitude / norms
-        return torch.where(is_empty, torch.ones_like(factors), factors)
+        is_empty_slot = (magnitude.detach() == 0).all(dim=1, keepdim=True)
+        weight_norms = torch.where(
+            is_empty_slot,
+            torch.ones_like(squared_weight_norms),
+            squared_weight_norms.clamp(min=0).sqrt(),
+        )
+        magnitude_factors = magnitude / weight_norms
+        return torch.where(is_empty_slot, torch.ones_like(magnitude_factors), magnitude_factors)
 
 
 class StackedLinear(StackedLayer):
@@ -70,16 +78,20 @@ class StackedLinear(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """x: (R, ..., I); returns (R, ..., O)."""
         base_output = torch.as_tensor(self.base_layer(x))
-        slot_outputs = base_output.reshape(self.num_slots, -1, base_output.shape[-1])
+        base_output_by_slot = base_output.reshape(self.num_slots, -1, base_output.shape[-1])
         low = self._compute_low(x)
         up = self.up.transpose(1, 2)
         if self.magnitude is None:
-            return torch.baddbmm(slot_outputs, low, up).reshape(base_output.shape)
-        factors = self._find_magnitude_factors()[:, None]
-        unbiased = (
-            slot_outputs if self.base_layer.bias is None else slot_outputs - self.base_layer.bias
+            return torch.baddbmm(base_output_by_slot, low, up).reshape(base_output.shape)
+        magnitude_factors = self._find_magnitude_factors()[:, None]
+        output_without_bias = (
+            base_output_by_slot
+            if self.base_layer.bias is None
+            else base_output_by_slot - self.base_layer.bias
         )
-        output = slot_outputs + ((factors - 1) * unbiased + factors * torch.bmm(low, up))
+        output = base_output_by_slot + (
+            (magnitude_factors - 1) * output_without_bias + magnitude_factors * torch.bmm(low, up)
+        )
         return output.reshape(base_output.shape)
 
     def _compute_low(self, x: Tensor) -> Tensor:
@@ -94,24 +106,26 @@ class StackedConv2d(StackedLayer):
         """x: (R, I, h, w); returns (R, O, h', w')."""
         base_output = torch.as_tensor(self.base_layer(x))
         # (K, b, O, r) times (K, b, r, h' w').
-        added = torch.matmul(self.up.flatten(2)[:, None], self._compute_low(x))
-        added = added.reshape(base_output.shape)
+        adapter_output = torch.matmul(self.up.flatten(2)[:, None], self._compute_low(x))
+        adapter_output = adapter_output.reshape(base_output.shape)
         if self.magnitude is None:
-            return base_output + added
-        factors = self._find_magnitude_factors()[:, None, :, None, None]
+            return base_output + adapter_output
+        magnitude_factors = self._find_magnitude_factors()[:, None, :, None, None]
         bias = self.base_layer.bias
-        unbiased = base_output if bias is None else base_output - bias[:, None, None]
-        slot_shape = (self.num_slots, -1, *base_output.shape[1:])
-        delta = (factors - 1) * unbiased.reshape(slot_shape) + factors * added.reshape(slot_shape)
-        return base_output + delta.reshape(base_output.shape)
+        output_without_bias = base_output if bias is None else base_output - bias[:, None, None]
+        output_shape_by_slot = (self.num_slots, -1, *base_output.shape[1:])
+        output_delta = (magnitude_factors - 1) * output_without_bias.reshape(
+            output_shape_by_slot
+        ) + magnitude_factors * adapter_output.reshape(output_shape_by_slot)
+        return base_output + output_delta.reshape(base_output.shape)
 
     def _compute_low(self, x: Tensor) -> Tensor:
         """(K, b, r, h' w')"""
         layer, num_slots = self.base_layer, self.num_slots
         rank, channels = self.down.shape[1:3]
-        rows = x.reshape(num_slots, -1, *x.shape[1:]).transpose(0, 1)
+        inputs_by_slot = x.reshape(num_slots, -1, *x.shape[1:]).transpose(0, 1)
         low = F.conv2d(
-            rows.reshape(-1, num_slots * channels, *x.shape[2:]),
+            inputs_by_slot.reshape(-1, num_slots * channels, *x.shape[2:]),
             self.down.flatten(0, 1),
             None,
             layer.stride,

@@ -23,14 +23,14 @@ def is_url(uri: str) -> bool:
 
 def open_store_file(uri: str) -> "StoreFiles":
     """A single file at a URL; raises ConfigError where it is not there, StorageError."""
-    folder, _, name = uri.rpartition("/")
+    folder, _, file_name = uri.rpartition("/")
     store = Store(folder)
-    file_entries = {
-        f.name: (f.size_bytes, f.modified_s) for f in list_files(store) if f.name == name
+    file_sizes_and_versions = {
+        f.name: (f.size_bytes, f.modified_s) for f in list_files(store) if f.name == file_name
     }
-    if not file_entries:
+    if not file_sizes_and_versions:
         raise ConfigError(f"{uri} is not there")
-    return SingleStoreFile(store, file_entries)
+    return SingleStoreFile(store, file_sizes_and_versions)
 
 
 def open_store_model(uri: str, part: str = "") -> "StoreFiles":
@@ -48,27 +48,30 @@ def open_store_model(uri: str, part: str = "") -> "StoreFiles":
         manifest = None
     if manifest is not None:
         return BundleFiles(store, manifest)
-    file_entries = {file.name: (file.size_bytes, file.modified_s) for file in list_files(store)}
-    if not file_entries:
+    file_sizes_and_versions = {
+        listed_file.name: (listed_file.size_bytes, listed_file.modified_s)
+        for listed_file in list_files(store)
+    }
+    if not file_sizes_and_versions:
         raise ConfigError(f"{uri} has no files; give a model directory, or a run with its bundle")
-    is_part_folder = bool(part) and "config.json" in file_entries
-    is_model_folder = INDEX in file_entries or any(
-        name.startswith("unet/") for name in file_entries
+    is_part_folder = bool(part) and "config.json" in file_sizes_and_versions
+    is_model_folder = INDEX in file_sizes_and_versions or any(
+        file_name.startswith("unet/") for file_name in file_sizes_and_versions
     )
     if not (is_part_folder or is_model_folder):
         raise ConfigError(
             f"{uri} is neither a model directory ({INDEX}) nor a run with a committed bundle; "
             "finish a run with `dreambooth resume`"
         )
-    return StoreFiles(store, file_entries)
+    return StoreFiles(store, file_sizes_and_versions)
 
 
 def _open_artifact(uri: str) -> Store | None:
     """The folder of a committed artifact, such as a model that `model_mirror` has put there."""
     if (artifact := find_artifact(uri)) is None:
         return None
-    storage, name = artifact
-    folder, _, _ = read_entries(storage, name)
+    storage, artifact_name = artifact
+    folder, _, _ = read_entries(storage, artifact_name)
     return storage.sub(folder)
 
 
@@ -77,15 +80,15 @@ class StoreFiles(RemoteFiles):
 
     def __init__(self, store: Store, entries: Mapping[str, tuple[int, object]]) -> None:
         """entries: size of each file, and what tells this version of it from others"""
-        sizes = {name: size for name, (size, _) in entries.items()}
-        super().__init__(store.uri, sizes, json.dumps([store.uri, sorted(entries.items())]))
+        file_sizes = {file_name: file_size for file_name, (file_size, _) in entries.items()}
+        super().__init__(store.uri, file_sizes, json.dumps([store.uri, sorted(entries.items())]))
         self._store, self._entries = store, entries
 
     def fetch_range(self, name: str, begin: int, end: int) -> bytes:
         """See the base class."""
         return self._store.read_range(name, begin, end)
 
-    def check_file(self, name: str, path: Path, sha256: str) -> None:
+    def check_file_hash(self, name: str, path: Path, sha256: str) -> None:
         """See the base class. What storage does not tell a hash of is compared by size alone."""
 
 
@@ -101,15 +104,20 @@ class BundleFiles(StoreFiles):
     """The files of a bundle, whose manifest says what each must be."""
 
     def __init__(self, store: Store, manifest: bytes) -> None:
-        _, files = parse_manifest(manifest, f"{store.uri}/{MANIFEST}")
-        file_entries = {file.name: (file.size_bytes, file.sha256) for file in files}
-        super().__init__(store, file_entries | {MANIFEST: (len(manifest), bytes_hash(manifest))})
+        _, manifest_files = parse_manifest(manifest, f"{store.uri}/{MANIFEST}")
+        file_sizes_and_versions = {
+            manifest_file.name: (manifest_file.size_bytes, manifest_file.sha256)
+            for manifest_file in manifest_files
+        }
+        super().__init__(
+            store, file_sizes_and_versions | {MANIFEST: (len(manifest), bytes_hash(manifest))}
+        )
         self._manifest, self.version = manifest, bytes_hash(manifest)
 
     def select(self, part: str = "") -> tuple[list[str], list[str]]:
         """All of them."""
-        weights = [name for name in self.sizes if name.endswith(".safetensors")]
-        return sorted(self.sizes.keys() - set(weights)), sorted(weights)
+        weight_files = [file_name for file_name in self.sizes if file_name.endswith(".safetensors")]
+        return sorted(self.sizes.keys() - set(weight_files)), sorted(weight_files)
 
     def fetch_range(self, name: str, begin: int, end: int) -> bytes:
         """See the base class."""

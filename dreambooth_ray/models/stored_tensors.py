@@ -32,25 +32,27 @@ class StoredTensor:
 Parts = dict[str, dict[str, StoredTensor]]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_tensor_places(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Tensors by name, and what the file says of itself; raises ConfigError."""
     header, metadata = read_header_and_metadata(path)
-    with path.open("rb") as stream:
-        data_begin = 8 + int.from_bytes(stream.read(8), "little")
-    tensors = {
-        name: StoredTensor(
-            info["dtype"], tuple(info["shape"]), *(data_begin + k for k in info["data_offsets"])
+    with path.open("rb") as tensor_file:
+        data_begin = 8 + int.from_bytes(tensor_file.read(8), "little")
+    stored_tensors = {
+        tensor_name: StoredTensor(
+            tensor_info["dtype"],
+            tuple(tensor_info["shape"]),
+            *(data_begin + k for k in tensor_info["data_offsets"]),
         )
-        for name, info in header.items()
+        for tensor_name, tensor_info in header.items()
     }
     if unsupported_name := next(
-        (n for n, t in tensors.items() if t.dtype not in _ITEM_BYTES), None
+        (n for n, t in stored_tensors.items() if t.dtype not in _ITEM_BYTES), None
     ):
         raise ConfigError(
-            f"{path}: {unsupported_name} is of type {tensors[unsupported_name].dtype}, which is "
-            "not trained or sampled; take a file in float16, bfloat16 or float32"
+            f"{path}: {unsupported_name} is of type {stored_tensors[unsupported_name].dtype}, "
+            "which is not trained or sampled; take a file in float16, bfloat16 or float32"
         )
-    return tensors, metadata
+    return stored_tensors, metadata
 
 
 def write_stored_tensors(
@@ -65,30 +67,35 @@ def write_stored_tensors(
     )
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, tensor in ordered_tensors:
-        end = offset + tensor.end - tensor.begin
-        header[name] = {
-            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end],
+    for tensor_name, stored_tensor in ordered_tensors:
+        end = offset + stored_tensor.end - stored_tensor.begin
+        header[tensor_name] = {
+            "dtype": stored_tensor.dtype, "shape": list(stored_tensor.shape),
+            "data_offsets": [offset, end],
         }  # fmt: skip
         offset = end
     header_json = json.dumps(header, separators=(",", ":")).encode()
     header_json += b" " * (-len(header_json) % 8)
-    with target.open("wb") as out, source.open("rb") as stream:
-        out.write(len(header_json).to_bytes(8, "little") + header_json)
+    with target.open("wb") as target_file, source.open("rb") as source_file:
+        target_file.write(len(header_json).to_bytes(8, "little") + header_json)
         if not whole:
-            out.truncate(8 + len(header_json) + offset)
+            target_file.truncate(8 + len(header_json) + offset)
             return
-        for _, tensor in ordered_tensors:
-            stream.seek(tensor.begin)
-            if tensor.is_transposed:
-                out.write(_transpose(stream.read(tensor.end - tensor.begin), tensor))
+        for _, stored_tensor in ordered_tensors:
+            source_file.seek(stored_tensor.begin)
+            if stored_tensor.is_transposed:
+                target_file.write(
+                    _transpose(
+                        source_file.read(stored_tensor.end - stored_tensor.begin), stored_tensor
+                    )
+                )
                 continue
-            for begin in range(tensor.begin, tensor.end, _BLOCK_BYTES):
-                out.write(stream.read(min(_BLOCK_BYTES, tensor.end - begin)))
+            for begin in range(stored_tensor.begin, stored_tensor.end, _BLOCK_BYTES):
+                target_file.write(source_file.read(min(_BLOCK_BYTES, stored_tensor.end - begin)))
 
 
 def _transpose(data: bytes, tensor: StoredTensor) -> bytes:
     import numpy as np  # noqa: PLC0415  for this alone
 
-    numbers = np.frombuffer(data, dtype=f"u{_ITEM_BYTES[tensor.dtype]}")
-    return numbers.reshape(tensor.shape).T.tobytes()
+    flat_values = np.frombuffer(data, dtype=f"u{_ITEM_BYTES[tensor.dtype]}")
+    return flat_values.reshape(tensor.shape).T.tobytes()

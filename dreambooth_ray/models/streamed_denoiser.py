@@ -10,12 +10,16 @@ from typing import Any
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
-from dreambooth_ray.models.model_directory import adapted_base, base_directory, loaded_weights
+from dreambooth_ray.models.model_directory import (
+    adapted_base,
+    base_directory,
+    list_loaded_weight_files,
+)
 from dreambooth_ray.models.peft_files import WEIGHTS, layer_of
 from dreambooth_ray.models.tensor_files import (
     LazyTensors,
     TensorSource,
-    list_sources,
+    list_tensor_sources,
     open_tensors,
     write_tensors,
 )
@@ -32,30 +36,30 @@ def list_denoiser_sources(
     """
     denoiser_weights = denoiser.state_dict()
     adapted_layers = _find_adapted_layers(directory, name)
-    stored_weights = _open_stored(base_directory(directory) / name)
+    stored_weights = _open_stored_weights(base_directory(directory) / name)
     # What was fused is in memory, and so is what goes by another name in the file of an old model.
-    unchanged_names = [
-        weight
-        for weight in denoiser_weights
-        if weight in stored_weights and weight.rpartition(".")[0] not in adapted_layers
+    unchanged_weight_names = [
+        weight_name
+        for weight_name in denoiser_weights
+        if weight_name in stored_weights and weight_name.rpartition(".")[0] not in adapted_layers
     ]
-    unchanged_weights = LazyTensors(unchanged_names, stored_weights.__getitem__)
-    return list_sources(denoiser_weights, trained or {}, unchanged_weights)
+    unchanged_weights = LazyTensors(unchanged_weight_names, stored_weights.__getitem__)
+    return list_tensor_sources(denoiser_weights, trained or {}, unchanged_weights)
 
 
-def _open_stored(folder: Path) -> Mapping[str, Tensor]:
-    weight_files = loaded_weights(folder)
+def _open_stored_weights(folder: Path) -> Mapping[str, Tensor]:
+    weight_files = list_loaded_weight_files(folder)
     return open_tensors(folder / next(iter(weight_files))) if len(weight_files) == 1 else {}
 
 
 def _find_adapted_layers(directory: Path, name: str) -> frozenset[str]:
-    file = directory / paths.ADAPTER / name / WEIGHTS
-    if adapted_base(directory) is None or not file.is_file():
+    adapter_file = directory / paths.ADAPTER / name / WEIGHTS
+    if adapted_base(directory) is None or not adapter_file.is_file():
         return frozenset()
-    return frozenset(map(layer_of, open_tensors(file)))
+    return frozenset(map(layer_of, open_tensors(adapter_file)))
 
 
-def stream_denoiser(denoiser: Any, sources: Mapping[str, TensorSource]) -> None:
+def patch_save_pretrained(denoiser: Any, sources: Mapping[str, TensorSource]) -> None:
     """Have the denoiser's save_pretrained write its weights from these sources, one by one.
 
     What it holds itself is let go of: a mapped file counts as far as anybody has looked at it.

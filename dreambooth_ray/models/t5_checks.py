@@ -11,35 +11,40 @@ _DEFAULTS = {"num_layers": 6, "relative_attention_num_buckets": 32}
 
 def check_t5(folder: Path) -> int:
     """The width of its hidden states; raises: ConfigError naming the file"""
-    path = folder / "config.json"
-    counts = read_counts(path, "vocab_size", "d_model", "d_kv", "d_ff", "num_heads", **_DEFAULTS)
-    config = read_json(path)
+    config_path = folder / "config.json"
+    config_sizes = read_counts(
+        config_path, "vocab_size", "d_model", "d_kv", "d_ff", "num_heads", **_DEFAULTS
+    )
+    config = read_json(config_path)
     # The second is the first one's table again.
-    check_shapes(folder, expect_t5(counts, config), unread=("encoder.embed_tokens.weight",))
-    return counts["d_model"]
+    check_shapes(folder, expect_t5(config_sizes, config), unread=("encoder.embed_tokens.weight",))
+    return config_sizes["d_model"]
 
 
 def expect_t5(counts: dict[str, int], config: dict[str, Any]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
-    width, inner_width = counts["d_model"], counts["num_heads"] * counts["d_kv"]
+    hidden_width, attention_width = counts["d_model"], counts["num_heads"] * counts["d_kv"]
     is_gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
     is_gated = bool(config.get("is_gated_act", is_gated))
-    attention, feed_forward = "layer.0.SelfAttention", "layer.1.DenseReluDense"
+    attention_prefix, feed_forward_prefix = "layer.0.SelfAttention", "layer.1.DenseReluDense"
     block_shapes: Shapes = {
-        **{f"{attention}.{name}.weight": [inner_width, width] for name in "qkv"},
-        f"{attention}.o.weight": [width, inner_width],
-        "layer.0.layer_norm.weight": [width],
         **{
-            f"{feed_forward}.{name}.weight": [counts["d_ff"], width]
-            for name in (("wi_0", "wi_1") if is_gated else ("wi",))
+            f"{attention_prefix}.{weight_name}.weight": [attention_width, hidden_width]
+            for weight_name in "qkv"
         },
-        f"{feed_forward}.wo.weight": [width, counts["d_ff"]],
-        "layer.1.layer_norm.weight": [width],
+        f"{attention_prefix}.o.weight": [hidden_width, attention_width],
+        "layer.0.layer_norm.weight": [hidden_width],
+        **{
+            f"{feed_forward_prefix}.{weight_name}.weight": [counts["d_ff"], hidden_width]
+            for weight_name in (("wi_0", "wi_1") if is_gated else ("wi",))
+        },
+        f"{feed_forward_prefix}.wo.weight": [hidden_width, counts["d_ff"]],
+        "layer.1.layer_norm.weight": [hidden_width],
     }
-    bias_shape = [counts["relative_attention_num_buckets"], counts["num_heads"]]
+    position_bias_shape = [counts["relative_attention_num_buckets"], counts["num_heads"]]
     return {
-        "shared.weight": [counts["vocab_size"], width],
+        "shared.weight": [counts["vocab_size"], hidden_width],
         **repeat_shapes("encoder.block", counts["num_layers"], block_shapes),
-        f"encoder.block.0.{attention}.relative_attention_bias.weight": bias_shape,
-        "encoder.final_layer_norm.weight": [width],
+        f"encoder.block.0.{attention_prefix}.relative_attention_bias.weight": position_bias_shape,
+        "encoder.final_layer_norm.weight": [hidden_width],
     }

@@ -53,8 +53,8 @@ class LazyTensors(Mapping[str, Tensor]):
 def open_tensors(path: Path) -> LazyTensors:
     """The tensors of a safetensors file; raises CheckpointError if it is damaged."""
     try:
-        file: Any = safe_open(path, framework="pt", backend="pread")
-        return LazyTensors(file.keys(), file.get_tensor)
+        safetensors_file: Any = safe_open(path, framework="pt", backend="pread")
+        return LazyTensors(safetensors_file.keys(), safetensors_file.get_tensor)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from error
 
@@ -89,25 +89,30 @@ class VerifiedTensors(LazyTensors):
         data_begin = _LENGTH_BYTES + int.from_bytes(self._file.read(0, _LENGTH_BYTES), "little")
         header = json.loads(self._file.read(_LENGTH_BYTES, data_begin))
         header.pop("__metadata__", None)
-        dtypes = {name: dtype for dtype, name in _DTYPES.items()}
-        ranges = {
+        dtype_by_name = {name: dtype for dtype, name in _DTYPES.items()}
+        tensor_ranges = {
             name: _TensorRange(
-                dtypes[entry["dtype"]], tuple(entry["shape"]), *entry["data_offsets"]
+                dtype_by_name[tensor_entry["dtype"]],
+                tuple(tensor_entry["shape"]),
+                *tensor_entry["data_offsets"],
             )
-            for name, entry in header.items()
+            for name, tensor_entry in header.items()
         }
-        return data_begin, dict(sorted(ranges.items(), key=lambda item: item[1].begin))
+        return data_begin, dict(sorted(tensor_ranges.items(), key=lambda item: item[1].begin))
 
     def _read_tensor(self, name: str) -> Tensor:
         tensor_range = self._ranges[name]
-        data = self._file.read(
+        tensor_bytes = self._file.read(
             self._data_begin + tensor_range.begin, self._data_begin + tensor_range.end
         )
-        if len(data) != torch.Size(tensor_range.shape).numel() * tensor_range.dtype.itemsize:
+        if (
+            len(tensor_bytes)
+            != torch.Size(tensor_range.shape).numel() * tensor_range.dtype.itemsize
+        ):
             raise CheckpointError(f"{name} has not the size that its file says: it is damaged")
-        if not data:
+        if not tensor_bytes:
             return torch.empty(tensor_range.shape, dtype=tensor_range.dtype)
-        return torch.frombuffer(data, dtype=tensor_range.dtype).reshape(tensor_range.shape)
+        return torch.frombuffer(tensor_bytes, dtype=tensor_range.dtype).reshape(tensor_range.shape)
 
     def verify(self) -> None:
         """Read what nobody has asked for; raises CheckpointError if the file is damaged."""
@@ -141,24 +146,26 @@ class TensorSource:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def list_sources(
+def list_tensor_sources(
     tensors: Mapping[str, Tensor], *stored: Mapping[str, Tensor]
 ) -> dict[str, TensorSource]:
     """Sources of a model's tensors: of those that the `stored` mappings have, from there.
 
     tensors: a state_dict, which tells shapes and types; stored: the first that has a name is asked
     """
-    sources = {}
-    for name, tensor in tensors.items():
-        source = TensorSource.of(tensor)
-        holding_mapping = next((mapping for mapping in stored if name in mapping), None)
-        if holding_mapping is not None:
-            source = replace(source, read=partial(holding_mapping.__getitem__, name))
-        sources[name] = source
-    return sources
+    tensor_sources = {}
+    for tensor_name, tensor in tensors.items():
+        tensor_source = TensorSource.of(tensor)
+        stored_mapping = next((mapping for mapping in stored if tensor_name in mapping), None)
+        if stored_mapping is not None:
+            tensor_source = replace(
+                tensor_source, read=partial(stored_mapping.__getitem__, tensor_name)
+            )
+        tensor_sources[tensor_name] = tensor_source
+    return tensor_sources
 
 
-def read_sources(sources: Mapping[str, TensorSource]) -> LazyTensors:
+def read_tensor_sources(sources: Mapping[str, TensorSource]) -> LazyTensors:
     """The tensors of some sources as they are stored, each read when it is asked for."""
     return LazyTensors(sources, lambda name: sources[name].read())
 
@@ -170,30 +177,32 @@ def write_tensors(
 
     raises: CheckpointError if a tensor has another shape than its source says
     """
-    names = sorted(sources, key=lambda name: (-_dtype_rank(sources[name].dtype), name))
+    ordered_tensor_names = sorted(
+        sources, key=lambda tensor_name: (-_dtype_rank(sources[tensor_name].dtype), tensor_name)
+    )
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for name in names:
-        source = sources[name]
+    for tensor_name in ordered_tensor_names:
+        source = sources[tensor_name]
         end = offset + source.size_bytes
-        header[name] = {
+        header[tensor_name] = {
             "dtype": _DTYPES[source.dtype], "shape": list(source.shape),
             "data_offsets": [offset, end],
         }  # fmt: skip
         offset = end
     header_json = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     header_json += b" " * (-len(header_json) % _HEADER_ALIGNMENT)
-    with path.open("wb") as out:
-        out.write(len(header_json).to_bytes(_LENGTH_BYTES, "little") + header_json)
-        for name in names:
-            out.write(_tensor_bytes(name, sources[name]))
+    with path.open("wb") as target_file:
+        target_file.write(len(header_json).to_bytes(_LENGTH_BYTES, "little") + header_json)
+        for tensor_name in ordered_tensor_names:
+            target_file.write(_read_tensor_buffer(tensor_name, sources[tensor_name]))
 
 
 def _dtype_rank(dtype: torch.dtype) -> int:
     return _RANKS.index(_DTYPES[dtype])
 
 
-def _tensor_bytes(name: str, source: TensorSource) -> Any:
+def _read_tensor_buffer(name: str, source: TensorSource) -> Any:
     """The tensor's bytes, not copied, as a buffer."""
     tensor = source.read().detach().to("cpu", source.dtype).contiguous()
     if tuple(tensor.shape) != source.shape:

@@ -54,4 +54,7 @@ class TextTraining(ABC):
 
     def text_functions(self, encoders: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         """`text_function` of each."""
-        return {name: self.text_function(name, encoder) for name, encoder in encoders.items()}
+        return {
+            encoder_name: self.text_function(encoder_name, encoder)
+            for encoder_name, encoder in encoders.items()
+        }

@@ -37,10 +37,12 @@ class LearnedTokens(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., L) int64 to (..., L, D)."""
-        size = self.table.num_embeddings
-        base_embeddings: Tensor = self.table(ids.clamp(max=size - 1))
-        learned_embeddings = self.rows[(ids - size).clamp(min=0)]
-        return torch.where((ids >= size)[..., None], learned_embeddings, base_embeddings)
+        base_vocabulary_size = self.table.num_embeddings
+        base_embeddings: Tensor = self.table(ids.clamp(max=base_vocabulary_size - 1))
+        learned_embeddings = self.rows[(ids - base_vocabulary_size).clamp(min=0)]
+        return torch.where(
+            (ids >= base_vocabulary_size)[..., None], learned_embeddings, base_embeddings
+        )
 
 
 def check_words(tokenizer: CLIPTokenizer, words: list[str]) -> None:
@@ -59,14 +61,14 @@ def add_trainable_words(parts: "Components", words: Mapping[str, str]) -> None:
 
     words: new word to its initial text
     """
-    for tokenizer, encoder in _list_encoders(parts).values():
+    for tokenizer, encoder in _list_trainable_encoders(parts).values():
         table = encoder.get_input_embeddings()
-        rows = [_mean_embedding(tokenizer, table, text) for text in words.values()]
+        initial_embeddings = [_mean_embedding(tokenizer, table, text) for text in words.values()]
         _add_to_tokenizer(tokenizer, table, list(words))
-        encoder.set_input_embeddings(LearnedTokens(table, torch.stack(rows)))
+        encoder.set_input_embeddings(LearnedTokens(table, torch.stack(initial_embeddings)))
 
 
-def _list_encoders(parts: "Components") -> dict[str, tuple[CLIPTokenizer, Any]]:
+def _list_trainable_encoders(parts: "Components") -> dict[str, tuple[CLIPTokenizer, Any]]:
     """Those that learn words, each with its tokenizer, by name."""
     return {
         part.name: (parts.tokenizers[part.tokenizer], parts.text_encoders[part.name])
@@ -75,8 +77,8 @@ def _list_encoders(parts: "Components") -> dict[str, tuple[CLIPTokenizer, Any]]:
 
 
 def _mean_embedding(tokenizer: CLIPTokenizer, table: nn.Embedding, text: str) -> Tensor:
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    return table.weight.detach()[ids].mean(dim=0)
+    token_ids = tokenizer(text, add_special_tokens=False).input_ids
+    return table.weight.detach()[token_ids].mean(dim=0)
 
 
 def _add_to_tokenizer(tokenizer: CLIPTokenizer, table: nn.Embedding, words: list[str]) -> None:
@@ -93,20 +95,22 @@ def _add_to_tokenizer(tokenizer: CLIPTokenizer, table: nn.Embedding, words: list
 def learned_embeddings(parts: "Components") -> LearnedWords:
     """Learned words with their embeddings, (D,) each; empty if there are none."""
     learned_words = {}
-    for name, (tokenizer, encoder) in _list_encoders(parts).items():
+    for encoder_name, (tokenizer, encoder) in _list_trainable_encoders(parts).items():
         learned_tokens = encoder.get_input_embeddings()
         if isinstance(learned_tokens, LearnedTokens):
-            size = learned_tokens.table.num_embeddings
+            base_vocabulary_size = learned_tokens.table.num_embeddings
             words = tokenizer.convert_ids_to_tokens(
-                [size + k for k in range(len(learned_tokens.rows))]
+                [base_vocabulary_size + k for k in range(len(learned_tokens.rows))]
             )
-            learned_words[name] = dict(zip(words, learned_tokens.rows.detach(), strict=True))
+            learned_words[encoder_name] = dict(
+                zip(words, learned_tokens.rows.detach(), strict=True)
+            )
     return learned_words
 
 
 def fold_embeddings(parts: "Components") -> None:
     """Make learned rows part of plain tables again, in place."""
-    for _, encoder in _list_encoders(parts).values():
+    for _, encoder in _list_trainable_encoders(parts).values():
         learned_tokens = encoder.get_input_embeddings()
         if isinstance(learned_tokens, LearnedTokens):
             _extend_table(encoder, learned_tokens.table, learned_tokens.rows.detach())
@@ -114,8 +118,8 @@ def fold_embeddings(parts: "Components") -> None:
 
 def add_words(parts: "Components", learned_words: LearnedWords) -> None:
     """Add words with their embeddings, (D,) each, to a plain model, in place."""
-    for name, (tokenizer, encoder) in _list_encoders(parts).items():
-        if words := learned_words.get(name):
+    for encoder_name, (tokenizer, encoder) in _list_trainable_encoders(parts).items():
+        if words := learned_words.get(encoder_name):
             table = encoder.get_input_embeddings()
             _add_to_tokenizer(tokenizer, table, list(words))
             _extend_table(encoder, table, torch.stack(list(words.values())).to(table.weight))
@@ -134,9 +138,9 @@ def save_words(learned_words: LearnedWords, folder: Path) -> None:
     One word is a textual inversion for diffusers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, words in learned_words.items():
+    for encoder_name, words in learned_words.items():
         word_embeddings = {word: row[None].cpu().contiguous() for word, row in words.items()}
-        save_file(word_embeddings, words_path(folder, name))
+        save_file(word_embeddings, words_path(folder, encoder_name))
 
 
 def words_path(folder: Path, encoder: str) -> Path:
@@ -151,9 +155,9 @@ def has_words(folder: Path) -> bool:
 
 def load_words(folder: Path) -> LearnedWords:
     """Words and embeddings from `save_words`, (D,) each, sorted by word; empty if none."""
-    prefix, suffix = _FILE.split("{}")
+    file_name_prefix, file_name_suffix = _FILE.split("{}")
     return {
-        f"{_ENCODER}{path.name.removeprefix(prefix).removesuffix(suffix)}": {
+        f"{_ENCODER}{path.name.removeprefix(file_name_prefix).removesuffix(file_name_suffix)}": {
             word: row[0] for word, row in sorted(load_file(path).items())
         }
         for path in sorted(folder.glob(_FILE.format("*")))

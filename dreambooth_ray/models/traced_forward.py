@@ -51,9 +51,9 @@ class TracedForward:
             if self._warmup_calls_left > 0:
                 self._warmup_calls_left -= 1
                 return torch.as_tensor(self._network(*inputs))
-            self._trace_by_key[input_key], output = self._find_trace(inputs)
+            self._trace_by_key[input_key], network_output = self._find_trace(inputs)
             if not (torch.is_grad_enabled() or self._core.training):
-                return output
+                return network_output
         trace = self._trace_by_key[input_key]
         return torch.as_tensor(
             self._network(*inputs) if trace is None else run_trace_unoptimized(trace, inputs)
@@ -62,17 +62,17 @@ class TracedForward:
     @torch.no_grad()
     def _find_trace(self, inputs: tuple[Tensor, ...]) -> tuple[Any, Tensor]:
         """A trace that is right for these inputs, or None; and the network's output."""
-        output = _run_keeping_rng(self._network, inputs)
+        network_output = _run_keeping_rng(self._network, inputs)
         for trace in self._traces:
-            if _trace_matches(trace, inputs, output):
-                return trace, output
+            if _trace_equals_network(trace, inputs, network_output):
+                return trace, network_output
         if len(self._traces) == MAX_TRACES:
-            return None, output
+            return None, network_output
         new_trace = _trace_network(self._network, inputs)
-        if new_trace is None or not _trace_matches(new_trace, inputs, output):
-            return None, output
+        if new_trace is None or not _trace_equals_network(new_trace, inputs, network_output):
+            return None, network_output
         self._traces.append(new_trace)
-        return new_trace, output
+        return new_trace, network_output
 
 
 def _trace_network(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -85,12 +85,12 @@ def _trace_network(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
             return None
 
 
-def _trace_matches(trace: Any, inputs: tuple[Tensor, ...], reference: Tensor) -> bool:
+def _trace_equals_network(trace: Any, inputs: tuple[Tensor, ...], reference: Tensor) -> bool:
     try:
-        output = _run_keeping_rng(lambda *x: run_trace_unoptimized(trace, x), inputs)
+        trace_output = _run_keeping_rng(lambda *x: run_trace_unoptimized(trace, x), inputs)
     except RuntimeError:  # traced for other shapes
         return False
-    return torch.equal(output, reference)
+    return torch.equal(trace_output, reference)
 
 
 def _run_keeping_rng(forward: Any, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -18,7 +18,7 @@ from dreambooth_ray.models.quantization import quantize_linear_layers
 _KEYS_AND_VALUES = re.compile(r"\.attn2\.to_[kv]\.")
 
 
-def apply_method(config: Config, parts: Components, *, quantizes: bool = False) -> None:
+def apply_train_method(config: Config, parts: Components, *, quantizes: bool = False) -> None:
     """Freeze all weights but the trainable ones, in place; for lora, add the adapters.
 
     quantizes: whether the UNet's frozen layers become model.quantization's, as for training
@@ -35,7 +35,7 @@ def apply_method(config: Config, parts: Components, *, quantizes: bool = False) 
         tokens.add_trainable_words(parts, words)
 
 
-def prepare_sampling(config: Config, parts: Components) -> None:
+def prepare_sampling_parts(config: Config, parts: Components) -> None:
     """Tokenizer and schedule of untrained parts as training has them, in place.
 
     parts: with networks in training, whose learned words the tokenizers do not know
@@ -60,14 +60,14 @@ def _mark_trainable_weights(config: Config, parts: Components) -> None:
     train_config = config.train
     if train_config.method == "lora":
         if train_config.unet:
-            targets = train_config.lora.target_modules or parts.family.lora_targets
-            lora.inject_adapters(parts.denoiser, train_config.lora, targets, config.seed)
+            target_modules = train_config.lora.target_modules or parts.family.lora_targets
+            lora.inject_adapters(parts.denoiser, train_config.lora, target_modules, config.seed)
         if train_config.text_encoder:
-            targets = train_config.lora.text_target_modules or parts.family.text_lora_targets
+            target_modules = train_config.lora.text_target_modules or parts.family.text_lora_targets
             for index, (name, encoder) in enumerate(parts.trainable_text_encoders.items()):
                 unused_layers = parts.functions.text_training.unused_layers(name, encoder)
                 lora.inject_adapters(
-                    encoder, train_config.lora, targets, config.seed + index, unused_layers
+                    encoder, train_config.lora, target_modules, config.seed + index, unused_layers
                 )
         return
     parts.denoiser.requires_grad_(train_config.unet and train_config.method == "full")
@@ -82,30 +82,32 @@ def _mark_trainable_weights(config: Config, parts: Components) -> None:
 
 def is_text_trained(parts: Components) -> bool:
     """Whether any text encoder has a trainable weight."""
-    return any(is_trained(encoder) for encoder in parts.text_encoders.values())
+    return any(has_trainable_weights(encoder) for encoder in parts.text_encoders.values())
 
 
-def is_trained(model: nn.Module) -> bool:
+def has_trainable_weights(model: nn.Module) -> bool:
     """Whether any weight of a model is trainable."""
     return any(p.requires_grad for p in model.parameters())
 
 
 def load_trainable_params(parts: Components, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Load trained weights into parts that `apply_method` has prepared.
+    """Load trained weights into parts that `apply_train_method` has prepared.
 
     weights: by part and name, as in a checkpoint
     raises: CheckpointError unless they are exactly the weights that the method trains
     """
     check_trainable_params(parts, weights)
     # In the order in which their file has them.
-    for name, network in sorted(_list_networks(parts)):
-        load_part(network, weights.get(name, {}))
+    for part_name, network in sorted(_list_networks(parts)):
+        load_part_weights(network, weights.get(part_name, {}))
 
 
 def check_trainable_params(parts: Components, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
     """raises: CheckpointError unless these are exactly the weights that the method trains"""
     for part, network in _list_networks(parts):
-        mismatched_names = sorted(_trained_weights(network).keys() ^ set(weights.get(part, {})))
+        mismatched_names = sorted(
+            _list_trainable_weights(network).keys() ^ set(weights.get(part, {}))
+        )
         if mismatched_names:
             raise CheckpointError(
                 f"the checkpoint holds other weights of {part} than the configuration trains, "
@@ -118,12 +120,12 @@ def _list_networks(parts: Components) -> list[tuple[str, nn.Module]]:
     return [(parts.family.denoiser.name, parts.denoiser), *parts.text_encoders.items()]
 
 
-def load_part(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_part_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load trained weights, by name, into one part."""
-    copy_weights(_trained_weights(model), weights)
+    copy_weights(_list_trainable_weights(model), weights)
 
 
-def _trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+def _list_trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
@@ -132,11 +134,11 @@ def copy_weights(params: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
 
     raises: CheckpointError if one has another shape
     """
-    for name in sorted(params):
-        weight, param = weights[name], params[name]
+    for weight_name in sorted(params):
+        weight, param = weights[weight_name], params[weight_name]
         if weight.shape != param.shape:
             raise CheckpointError(
-                f"{name} has the shape {tuple(weight.shape)} in the checkpoint and "
+                f"{weight_name} has the shape {tuple(weight.shape)} in the checkpoint and "
                 f"{tuple(param.shape)} in the model; it is of another train.method or model"
             )
         param.data.copy_(weight)

@@ -52,63 +52,76 @@ def expect_unet(config: Mapping[str, Any]) -> Shapes:
         added_width = config["projection_class_embeddings_input_dim"]
         shapes |= expect_affine("add_embedding.linear_1", time_width, added_width)
         shapes |= expect_affine("add_embedding.linear_2", time_width, time_width)
-    is_linear = bool(config.get("use_linear_projection"))
+    uses_linear_projection = bool(config.get("use_linear_projection"))
     # There the first attention of a block may take the text.
     has_only_cross_attention = bool(config.get("only_cross_attention"))
     for block in _list_blocks(config, widths):
         shapes |= _expect_block(
             block,
             time_width,
-            is_linear=is_linear,
+            uses_linear_projection=uses_linear_projection,
             has_only_cross_attention=has_only_cross_attention,
         )
     return shapes
 
 
 def _list_blocks(config: Mapping[str, Any], widths: list[int]) -> list[_Block]:
-    last_index = len(widths) - 1
-    layer_counts = repeat_per_block(config["layers_per_block"], len(widths))
-    depths = repeat_per_block(config.get("transformer_layers_per_block", 1), len(widths))
-    text_widths = repeat_per_block(config["cross_attention_dim"], len(widths))
-    kinds = {half: list(config.get(f"{half}_block_types", ())) for half in ("down", "up")}
+    last_level_index = len(widths) - 1
+    resnet_counts = repeat_per_block(config["layers_per_block"], len(widths))
+    transformer_depths = repeat_per_block(
+        config.get("transformer_layers_per_block", 1), len(widths)
+    )
+    cross_attention_widths = repeat_per_block(config["cross_attention_dim"], len(widths))
+    block_kinds = {half: list(config.get(f"{half}_block_types", ())) for half in ("down", "up")}
     blocks = []
-    for index, (width, kind) in enumerate(zip(widths, kinds["down"], strict=True)):
-        resnet_in_widths = [widths[max(index - 1, 0)], *[width] * (layer_counts[index] - 1)]
-        sampler_name = "downsamplers" if index < last_index else None
+    for index, (block_width, block_kind) in enumerate(
+        zip(widths, block_kinds["down"], strict=True)
+    ):
+        resnet_in_widths = [widths[max(index - 1, 0)], *[block_width] * (resnet_counts[index] - 1)]
+        resampler_name = "downsamplers" if index < last_level_index else None
         blocks.append(
             _Block(
-                f"down_blocks.{index}", kind, width, resnet_in_widths, depths[index],
-                text_widths[index], sampler_name,
+                f"down_blocks.{index}", block_kind, block_width, resnet_in_widths,
+                transformer_depths[index], cross_attention_widths[index], resampler_name,
             )
         )  # fmt: skip
     middle_block = _Block(
-        "mid_block", "", widths[-1], [widths[-1]] * 2, depths[-1], text_widths[-1], None
+        "mid_block",
+        "",
+        widths[-1],
+        [widths[-1]] * 2,
+        transformer_depths[-1],
+        cross_attention_widths[-1],
+        None,
     )
     blocks.append(middle_block)
-    for index, (width, kind) in enumerate(zip(widths[::-1], kinds["up"], strict=True)):
-        level_index = last_index - index
+    for index, (block_width, block_kind) in enumerate(
+        zip(widths[::-1], block_kinds["up"], strict=True)
+    ):
+        level_index = last_level_index - index
         # Each takes what its counterpart on the way down gave.
         lower_width, upper_width = (
-            widths[min(level_index + 1, last_index)],
+            widths[min(level_index + 1, last_level_index)],
             widths[max(level_index - 1, 0)],
         )
-        main_widths = [lower_width, *[width] * layer_counts[level_index]]
-        skip_widths = [*[width] * layer_counts[level_index], upper_width]
+        main_widths = [lower_width, *[block_width] * resnet_counts[level_index]]
+        skip_widths = [*[block_width] * resnet_counts[level_index], upper_width]
         resnet_in_widths = [
             first + second for first, second in zip(main_widths, skip_widths, strict=True)
         ]
-        sampler_name = "upsamplers" if index < last_index else None
+        resampler_name = "upsamplers" if index < last_level_index else None
         blocks.append(
             _Block(
-                f"up_blocks.{index}", kind, width, resnet_in_widths, depths[level_index],
-                text_widths[level_index], sampler_name,
+                f"up_blocks.{index}", block_kind, block_width, resnet_in_widths,
+                transformer_depths[level_index], cross_attention_widths[level_index],
+                resampler_name,
             )
         )  # fmt: skip
     return blocks
 
 
 def _expect_block(
-    block: _Block, time_width: int, *, is_linear: bool, has_only_cross_attention: bool
+    block: _Block, time_width: int, *, uses_linear_projection: bool, has_only_cross_attention: bool
 ) -> Shapes:
     shapes: Shapes = {}
     is_middle = not block.kind
@@ -119,7 +132,7 @@ def _expect_block(
         shapes |= prefix_shapes(f"resnets.{index}", resnet_shapes)
     if is_middle or block.kind.startswith("CrossAttn"):
         transformer_shapes = list_transformer_shapes(
-            block.width, block.text_width, block.depth, is_linear=is_linear
+            block.width, block.text_width, block.depth, is_linear=uses_linear_projection
         )
         if has_only_cross_attention:
             transformer_shapes = {n: s for n, s in transformer_shapes.items() if ".attn" not in n}

@@ -15,7 +15,7 @@ def encode_posterior(parts: Components, image: Image.Image, flip: bool) -> Tenso
     F: as is and, if `flip`, mirrored
     """
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-    views = torch.stack([pixels, pixels.flip(2)] if flip else [pixels])
+    image_and_mirror = torch.stack([pixels, pixels.flip(2)] if flip else [pixels])
     vae = parts.vae
-    mean, std = parts.functions.encode_images(vae, views.to(vae.device, vae.dtype))
+    mean, std = parts.functions.encode_images(vae, image_and_mirror.to(vae.device, vae.dtype))
     return torch.stack([mean, std], dim=1).float().cpu()

@@ -20,7 +20,7 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 def expect_vae(config: Mapping[str, Any]) -> Shapes:
     """Of every tensor, where all blocks are of kinds that are known here. config: with defaults"""
     latent_channels = config["latent_channels"]
-    shapes = {**_expect_half(config, "encoder"), **_expect_half(config, "decoder")}
+    shapes = {**_expect_vae_half(config, "encoder"), **_expect_vae_half(config, "decoder")}
     if config["use_quant_conv"]:
         shapes |= expect_convolution(
             "quant_conv", 2 * latent_channels, 2 * latent_channels, kernel=1
@@ -30,42 +30,49 @@ def expect_vae(config: Mapping[str, Any]) -> Shapes:
     return shapes
 
 
-def _expect_half(config: Mapping[str, Any], half: str) -> Shapes:
-    is_encoder = half == "encoder"
-    direction = "down" if is_encoder else "up"
-    widths = list(config["block_out_channels"])[:: 1 if is_encoder else -1]
-    middle_width, latent_channels = config["block_out_channels"][-1], config["latent_channels"]
+def _expect_vae_half(config: Mapping[str, Any], half: str) -> Shapes:
+    is_vae_encoder = half == "encoder"
+    block_direction = "down" if is_vae_encoder else "up"
+    widths = list(config["block_out_channels"])[:: 1 if is_vae_encoder else -1]
+    middle_block_width, latent_channels = (
+        config["block_out_channels"][-1],
+        config["latent_channels"],
+    )
     in_channels, out_channels = (
         (config["in_channels"], 2 * latent_channels)
-        if is_encoder
+        if is_vae_encoder
         else (latent_channels, config["out_channels"])
     )
     shapes = {
         **expect_convolution("conv_in", widths[0], in_channels),
         **expect_affine("conv_norm_out", widths[-1]),
         **expect_convolution("conv_out", out_channels, widths[-1]),
-        **prefix_shapes("mid_block", _expect_middle(middle_width, config)),
+        **prefix_shapes("mid_block", _expect_middle_block(middle_block_width, config)),
     }
-    kinds = list(config.get(f"{direction}_block_types", ()))
-    num_layers = config["layers_per_block"] + (0 if is_encoder else 1)
-    for index, (width, kind) in enumerate(zip(widths, kinds, strict=True)):
-        previous_width = widths[max(index - 1, 0)]
-        has_sampler = index < len(widths) - 1
+    block_kinds = list(config.get(f"{block_direction}_block_types", ()))
+    resnets_per_block = config["layers_per_block"] + (0 if is_vae_encoder else 1)
+    for index, (block_width, block_kind) in enumerate(zip(widths, block_kinds, strict=True)):
+        previous_block_width = widths[max(index - 1, 0)]
+        has_resampler = index < len(widths) - 1
         block_shapes = _expect_block(
-            kind, previous_width, width, num_layers, direction if has_sampler else ""
+            block_kind,
+            previous_block_width,
+            block_width,
+            resnets_per_block,
+            block_direction if has_resampler else "",
         )
-        shapes |= prefix_shapes(f"{direction}_blocks.{index}", block_shapes)
+        shapes |= prefix_shapes(f"{block_direction}_blocks.{index}", block_shapes)
     return prefix_shapes(half, shapes)
 
 
-def _expect_middle(width: int, config: Mapping[str, Any]) -> Shapes:
+def _expect_middle_block(width: int, config: Mapping[str, Any]) -> Shapes:
     shapes: Shapes = {}
     for index in range(2):
         shapes |= prefix_shapes(f"resnets.{index}", expect_resnet(width, width))
     if config["mid_block_add_attention"]:
         shapes |= expect_affine("attentions.0.group_norm", width)
-        for name in OLD_NAMES.values():
-            shapes |= expect_affine(f"attentions.0.{name}", width, width)
+        for layer_name in OLD_NAMES.values():
+            shapes |= expect_affine(f"attentions.0.{layer_name}", width, width)
     return shapes
 
 

@@ -29,46 +29,46 @@ _limit_bytes = int(StorageConfig().model_cache_gb * 1e9)
 _held_locks: dict[Path, int] = {}
 
 
-def set_cache_limit(limit_gb: float) -> None:
+def set_model_cache_limit(limit_gb: float) -> None:
     """Bound the cache of this host for what this process adds from now on (1 GB = 1e9 bytes)."""
     global _limit_bytes  # noqa: PLW0603  of the process, as its cache folder is
     _limit_bytes = int(limit_gb * 1e9)
 
 
-def models_folder() -> Path:
+def fetched_models_folder() -> Path:
     """Where this host keeps the models that were fetched."""
     return cache_folder() / "models"
 
 
-def find_cached(key: str) -> Path | None:
+def find_cached_model(key: str) -> Path | None:
     """The entry of a key, whole, in use by this process from now on; None if it is not there."""
-    folder = models_folder() / key
+    folder = fetched_models_folder() / key
     if folder in _held_locks:
         return folder
     if not _record_path(folder).is_file():
         return None
-    lock = _open_lock(folder)
-    _wait_for_lock(lock, fcntl.LOCK_SH)
-    if not _is_whole(folder):
-        os.close(lock)
+    lock_fd = _open_lock(folder)
+    _wait_for_lock(lock_fd, fcntl.LOCK_SH)
+    if not _is_model_whole(folder):
+        os.close(lock_fd)
         return None
-    return _hold(folder, lock)
+    return _hold_lock(folder, lock_fd)
 
 
-def add_to_cache(key: str, size_bytes: int, fill: Callable[[Path], None]) -> Path:
+def add_model_to_cache(key: str, size_bytes: int, fill: Callable[[Path], None]) -> Path:
     """The entry of a key, made by `fill` if it is not there; in use by this process from now on.
 
     Of several processes one fills and the others wait. fill: writes into the folder that it gets,
     which may hold what an earlier try has left; size_bytes: that it is going to write
     raises: CapacityError where the disk has no room, StorageError where it can't be written
     """
-    while (folder := find_cached(key)) is None:
-        folder = models_folder() / key
+    while (folder := find_cached_model(key)) is None:
+        folder = fetched_models_folder() / key
         try:
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _exclusive_lock(folder):
-                if not _is_whole(folder):
-                    _fill_entry(folder, size_bytes, fill)
+                if not _is_model_whole(folder):
+                    _fill_model_entry(folder, size_bytes, fill)
         except OSError as error:
             raise StorageError(
                 f"{folder.parent} can't hold a model ({error}); set DREAMBOOTH_CACHE to a folder "
@@ -77,34 +77,35 @@ def add_to_cache(key: str, size_bytes: int, fill: Callable[[Path], None]) -> Pat
     return folder
 
 
-def _fill_entry(folder: Path, size_bytes: int, fill: Callable[[Path], None]) -> None:
+def _fill_model_entry(folder: Path, size_bytes: int, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # damaged, or without its record
     partial_folder = _partial_path(folder)
     partial_folder.mkdir(mode=0o700, exist_ok=True)
-    _make_room(folder, size_bytes - _count_bytes(partial_folder))
+    _make_room(folder, size_bytes - _count_folder_bytes(partial_folder))
     fill(partial_folder)
     file_records = [
-        [entry.name, entry.size_bytes, entry.sha256] for entry in local_entries(partial_folder)
+        [file_entry.name, file_entry.size_bytes, file_entry.sha256]
+        for file_entry in local_entries(partial_folder)
     ]
     partial_folder.rename(folder)
     with replace_file(_record_path(folder)) as record_file:
         record_file.write_text(json.dumps({"files": file_records}))
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_model_whole(folder: Path) -> bool:
     """Whether all files are as they were written; each is read only if it has changed."""
     try:
         file_records = json.loads(_record_path(folder).read_text())["files"]
         return all(
-            (folder / name).stat().st_size == size_bytes
-            and cached_file_hash(folder / name) == sha256
-            for name, size_bytes, sha256 in file_records
+            (folder / file_name).stat().st_size == size_bytes
+            and cached_file_hash(folder / file_name) == sha256
+            for file_name, size_bytes, sha256 in file_records
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _hold(folder: Path, lock: int) -> Path:
+def _hold_lock(folder: Path, lock: int) -> Path:
     _held_locks[folder] = lock
     with suppress(OSError):
         os.utime(_record_path(folder))  # when it was used last
@@ -113,13 +114,21 @@ def _hold(folder: Path, lock: int) -> Path:
 
 def _make_room(folder: Path, size_bytes: int) -> None:
     """Evict what was unused for longest until so many bytes more fit; raises CapacityError."""
-    entries = [path for path in _list_entries() if path != folder]
-    sizes = {path: _count_bytes(path) + _count_bytes(_partial_path(path)) for path in entries}
-    for path in sorted(entries, key=_last_used_s):
-        if sum(sizes.values()) + size_bytes <= _limit_bytes and _has_disk_space(folder, size_bytes):
+    model_folders = [
+        model_folder for model_folder in _list_model_folders() if model_folder != folder
+    ]
+    model_sizes = {
+        model_folder: _count_folder_bytes(model_folder)
+        + _count_folder_bytes(_partial_path(model_folder))
+        for model_folder in model_folders
+    }
+    for model_folder in sorted(model_folders, key=_last_used_s):
+        if sum(model_sizes.values()) + size_bytes <= _limit_bytes and _has_disk_space(
+            folder, size_bytes
+        ):
             return
-        if _evict(path):
-            sizes.pop(path)
+        if _evict(model_folder):
+            model_sizes.pop(model_folder)
     if not _has_disk_space(folder, size_bytes):
         free_gb = shutil.disk_usage(folder.parent).free / 1e9
         raise CapacityError(
@@ -132,9 +141,12 @@ def _has_disk_space(folder: Path, size_bytes: int) -> bool:
     return shutil.disk_usage(folder.parent).free >= size_bytes
 
 
-def _list_entries() -> list[Path]:
-    folder_names = {path.name for path in models_folder().iterdir() if path.is_dir()}
-    return [models_folder() / name for name in {n.removesuffix(".partial") for n in folder_names}]
+def _list_model_folders() -> list[Path]:
+    folder_names = {path.name for path in fetched_models_folder().iterdir() if path.is_dir()}
+    return [
+        fetched_models_folder() / name
+        for name in {n.removesuffix(".partial") for n in folder_names}
+    ]
 
 
 def _last_used_s(folder: Path) -> float:
@@ -149,9 +161,9 @@ def _evict(folder: Path) -> bool:
     is_partial = not _record_path(folder).is_file()
     if is_partial and time.time() - _last_used_s(folder) < _ABANDONED_S:
         return False
-    lock = _open_lock(folder)
+    lock_fd = _open_lock(folder)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     else:
@@ -160,22 +172,22 @@ def _evict(folder: Path) -> bool:
             shutil.rmtree(path, ignore_errors=True)
         return True
     finally:
-        os.close(lock)
+        os.close(lock_fd)
 
 
-def _count_bytes(folder: Path) -> int:
+def _count_folder_bytes(folder: Path) -> int:
     """Bytes on disk: files with holes count as what they hold."""
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager
 def _exclusive_lock(folder: Path) -> Iterator[None]:
-    lock = _open_lock(folder)
+    lock_fd = _open_lock(folder)
     try:
-        _wait_for_lock(lock, fcntl.LOCK_EX)
+        _wait_for_lock(lock_fd, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        os.close(lock_fd)
 
 
 def _wait_for_lock(lock: int, kind: int) -> None:

@@ -36,17 +36,24 @@ def find_mismatch(part: str, config: Mapping[str, Any], shapes: Mapping[str, lis
     config: the part's, with defaults; shapes: of all stored tensors by name
     """
     part = find_part_kind(part)
-    stored_shapes = {_convert_old_name(part, name): shape for name, shape in shapes.items()}
-    if problem := _find_contradiction(part, config):
-        return problem
+    stored_shapes = {
+        _convert_old_name(part, tensor_name): shape for tensor_name, shape in shapes.items()
+    }
+    if contradiction := _find_config_contradiction(part, config):
+        return contradiction
     expected_shapes = _EXPECTED[part](config)
-    for name, shape in expected_shapes.items():
-        if stored_shapes.get(name) != shape:
-            stored_shape = stored_shapes.get(name) or "no such tensor"
-            return f"by config.json {name} is {shape}, and the weights have {stored_shape}"
-    layer_weight_names = {name for name in stored_shapes if _LAYERS[part].fullmatch(name)}
-    if surplus_names := sorted(layer_weight_names - expected_shapes.keys()):
-        return f"the weights have {surplus_names[0]}, and by config.json there is no such layer"
+    for tensor_name, shape in expected_shapes.items():
+        if stored_shapes.get(tensor_name) != shape:
+            stored_shape = stored_shapes.get(tensor_name) or "no such tensor"
+            return f"by config.json {tensor_name} is {shape}, and the weights have {stored_shape}"
+    layer_weight_names = {
+        tensor_name for tensor_name in stored_shapes if _LAYERS[part].fullmatch(tensor_name)
+    }
+    if unexpected_weight_names := sorted(layer_weight_names - expected_shapes.keys()):
+        return (
+            f"the weights have {unexpected_weight_names[0]}, and by config.json there is no such "
+            "layer"
+        )
     return ""
 
 
@@ -61,38 +68,45 @@ def _convert_old_name(part: str, name: str) -> str:
     return name
 
 
-def _find_contradiction(part: str, config: Mapping[str, Any]) -> str:
+def _find_config_contradiction(part: str, config: Mapping[str, Any]) -> str:
     """Keys of one configuration that exclude each other."""
     if part == "text_encoder":
-        width, num_heads = config["hidden_size"], config["num_attention_heads"]
+        layer_width, num_heads = config["hidden_size"], config["num_attention_heads"]
         return (
-            f"num_attention_heads={num_heads} does not divide {width}" if width % num_heads else ""
+            f"num_attention_heads={num_heads} does not divide {layer_width}"
+            if layer_width % num_heads
+            else ""
         )
-    widths, num_groups = config["block_out_channels"], config["norm_num_groups"]
-    if any(width % num_groups for width in widths):
-        return f"norm_num_groups={num_groups} does not divide block_out_channels={widths}"
-    for key in ("down_block_types", "up_block_types"):
-        if key in config and len(config[key]) != len(widths):
-            return f"{key} and block_out_channels are of different lengths"
+    layer_widths, num_groups = config["block_out_channels"], config["norm_num_groups"]
+    if any(layer_width % num_groups for layer_width in layer_widths):
+        return f"norm_num_groups={num_groups} does not divide block_out_channels={layer_widths}"
+    for config_key in ("down_block_types", "up_block_types"):
+        if config_key in config and len(config[config_key]) != len(layer_widths):
+            return f"{config_key} and block_out_channels are of different lengths"
     if part == "unet":
-        head_dims = repeat_per_block(config["attention_head_dim"], len(widths))
-        if any(width % head_dim for width, head_dim in zip(widths, head_dims, strict=True)):
-            return f"attention_head_dim={head_dims} does not divide block_out_channels={widths}"
+        head_dims = repeat_per_block(config["attention_head_dim"], len(layer_widths))
+        if any(
+            layer_width % head_dim
+            for layer_width, head_dim in zip(layer_widths, head_dims, strict=True)
+        ):
+            return (
+                f"attention_head_dim={head_dims} does not divide block_out_channels={layer_widths}"
+            )
     return ""
 
 
 def _expect_text_encoder(config: Mapping[str, Any]) -> Shapes:
-    width, inner_width = config["hidden_size"], config["intermediate_size"]
-    layer_shapes = expect_clip_layer(width, inner_width)
+    hidden_width, feed_forward_width = config["hidden_size"], config["intermediate_size"]
+    layer_shapes = expect_clip_layer(hidden_width, feed_forward_width)
     shapes: Shapes = {
-        "embeddings.token_embedding.weight": [config["vocab_size"], width],
-        "embeddings.position_embedding.weight": [config["max_position_embeddings"], width],
-        **expect_affine("final_layer_norm", width),
+        "embeddings.token_embedding.weight": [config["vocab_size"], hidden_width],
+        "embeddings.position_embedding.weight": [config["max_position_embeddings"], hidden_width],
+        **expect_affine("final_layer_norm", hidden_width),
     }
     for index in range(config["num_hidden_layers"]):
         shapes |= prefix_shapes(f"encoder.layers.{index}", layer_shapes)
     if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
-        shapes["text_projection.weight"] = [config["projection_dim"], width]
+        shapes["text_projection.weight"] = [config["projection_dim"], hidden_width]
     return shapes
 
 

@@ -30,40 +30,42 @@ _EXPONENTS: dict[str, tuple[str, int]] = {
 _finite: set[str] = set()
 
 
-def check_values(directory: Path, family: ModelFamily) -> None:
+def check_finite_weights(directory: Path, family: ModelFamily) -> None:
     """raises: ConfigError naming a file and a tensor that holds NaN or infinity"""
     for network_part in family.networks:
         for path in find_weights(directory / network_part.name, network_part.name).paths:
-            digest = cached_file_hash(path)
-            if digest in _finite or digest in _read_cache():
+            file_digest = cached_file_hash(path)
+            if file_digest in _finite or file_digest in _read_cache():
                 continue
             if tensor_name := _find_nonfinite_tensor(path):
                 raise ConfigError(
                     f"{path}: {tensor_name} holds what is no number (NaN, or infinite); copy the "
                     "file again, or take another model"
                 )
-            _finite.add(digest)
-            _write_cache(digest)
+            _finite.add(file_digest)
+            _write_cache(file_digest)
 
 
 def _find_nonfinite_tensor(path: Path) -> str:
     """The first tensor with such a value; "" where there is none."""
     tensor_infos = read_header(path)
-    with path.open("rb") as stream:
-        data_begin = 8 + int.from_bytes(stream.read(8), "little")
-    for name, info in tensor_infos.items():
-        if info["dtype"] in _EXPONENTS and _has_nonfinite_value(path, data_begin, info):
-            return name
+    with path.open("rb") as weights_file:
+        data_begin = 8 + int.from_bytes(weights_file.read(8), "little")
+    for tensor_name, tensor_info in tensor_infos.items():
+        if tensor_info["dtype"] in _EXPONENTS and _has_nonfinite_value(
+            path, data_begin, tensor_info
+        ):
+            return tensor_name
     return ""
 
 
-def _has_nonfinite_value(path: Path, data_begin: int, info: dict[str, Any]) -> bool:
-    integer_dtype, exponent_mask = _EXPONENTS[info["dtype"]]
-    begin, end = info["data_offsets"]
-    item_bytes = np.dtype(integer_dtype).itemsize
-    for chunk_begin in range(begin, end, _CHUNK * item_bytes):
-        count = min(_CHUNK, (end - chunk_begin) // item_bytes)
-        bits = np.fromfile(path, integer_dtype, count, offset=data_begin + chunk_begin)
+def _has_nonfinite_value(path: Path, data_begin: int, tensor_info: dict[str, Any]) -> bool:
+    integer_dtype, exponent_mask = _EXPONENTS[tensor_info["dtype"]]
+    begin, end = tensor_info["data_offsets"]
+    value_bytes = np.dtype(integer_dtype).itemsize
+    for chunk_begin in range(begin, end, _CHUNK * value_bytes):
+        num_values = min(_CHUNK, (end - chunk_begin) // value_bytes)
+        bits = np.fromfile(path, integer_dtype, num_values, offset=data_begin + chunk_begin)
         if bool(((bits & exponent_mask) == exponent_mask).any()):
             return True
     return False
@@ -79,12 +81,12 @@ def _read_cache() -> list[str]:
 
 def _write_cache(digest: str) -> None:
     with suppress(OSError, RuntimeError):
-        path = cache_folder() / _CACHE_FILE
+        cache_file = cache_folder() / _CACHE_FILE
         digests = [*_read_cache(), digest][-_MAX_ENTRIES:]
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial_file = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        cache_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary_file = cache_file.with_name(f"{cache_file.name}.{uuid.uuid4().hex}.partial")
         try:
-            partial_file.write_text(json.dumps(digests))
-            partial_file.replace(path)
+            temporary_file.write_text(json.dumps(digests))
+            temporary_file.replace(cache_file)
         finally:
-            partial_file.unlink(missing_ok=True)
+            temporary_file.unlink(missing_ok=True)

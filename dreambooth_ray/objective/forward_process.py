@@ -40,7 +40,7 @@ class ForwardProcess(Protocol):
 
 def _sample_fractions(loss: LossConfig, seed: int, step: int, keys: list[int]) -> Tensor:
     """(B,) logit-normal fractions (Esser et al. 2024, arXiv 2403.03206, 3.1)."""
-    normal = noise.normal(seed, "timestep", step, keys, (1,))[:, 0]
+    normal = noise.sample_normal(seed, "timestep", step, keys, (1,))[:, 0]
     return torch.sigmoid(loss.logit_mean + loss.logit_std * normal)
 
 
@@ -54,9 +54,9 @@ class DiffusionProcess:
     def sample_times(self, loss: LossConfig, seed: int, step: int, keys: list[int]) -> Tensor:
         """Uniform or logit-normal."""
         if loss.timesteps == "uniform":
-            return noise.integers(seed, "timestep", step, keys, self._num_timesteps)
-        fraction = _sample_fractions(loss, seed, step, keys)
-        return (fraction * self._num_timesteps).long().clamp(max=self._num_timesteps - 1)
+            return noise.sample_integers(seed, "timestep", step, keys, self._num_timesteps)
+        time_fractions = _sample_fractions(loss, seed, step, keys)
+        return (time_fractions * self._num_timesteps).long().clamp(max=self._num_timesteps - 1)
 
     def times_at_fractions(self, fractions: Sequence[float]) -> list[float]:
         """Timesteps, whole numbers."""
@@ -68,8 +68,8 @@ class DiffusionProcess:
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """sqrt(alpha_bar) x + sqrt(1 - alpha_bar) noise."""
-        noisy: Tensor = self.scheduler.add_noise(latents, noise, times)
-        return noisy
+        noisy_latents: Tensor = self.scheduler.add_noise(latents, noise, times)
+        return noisy_latents
 
     def compute_target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """Noise or velocity; raises ConfigError for another prediction type."""
@@ -110,16 +110,16 @@ class FlowProcess:
         """
         if loss.timesteps == "logit_normal":
             return self._look_up_sigmas(_sample_fractions(loss, seed, step, keys))
-        fractions = noise.uniform(seed, "timestep", step, keys)
+        time_fractions = noise.sample_uniform(seed, "timestep", step, keys)
         if loss.timesteps == "mode":
-            mode_shift = torch.cos(math.pi * fractions / 2) ** 2 - 1 + fractions
-            fractions = 1 - fractions - loss.mode_scale * mode_shift
-        return self._look_up_sigmas(fractions)
+            mode_shift = torch.cos(math.pi * time_fractions / 2) ** 2 - 1 + time_fractions
+            time_fractions = 1 - time_fractions - loss.mode_scale * mode_shift
+        return self._look_up_sigmas(time_fractions)
 
     def _look_up_sigmas(self, fractions: Tensor) -> Tensor:
-        num_levels = len(self._sigmas)
-        indices = (fractions * num_levels).long().clamp(max=num_levels - 1)
-        return self._sigmas[num_levels - 1 - indices]
+        num_sigmas = len(self._sigmas)
+        sigma_indices = (fractions * num_sigmas).long().clamp(max=num_sigmas - 1)
+        return self._sigmas[num_sigmas - 1 - sigma_indices]
 
     def times_at_fractions(self, fractions: Sequence[float]) -> list[float]:
         """Sigmas."""
@@ -144,11 +144,11 @@ class FlowProcess:
 
         Source: diffusers' compute_loss_weighting_for_sd3.
         """
-        weights: Tensor | None = None
+        loss_weights: Tensor | None = None
         if loss.weighting == "sigma_sqrt":
-            weights = times**-2.0
+            loss_weights = times**-2.0
         elif loss.weighting == "cosmap":
-            weights = 2 / (math.pi * (1 - 2 * times + 2 * times**2))
+            loss_weights = 2 / (math.pi * (1 - 2 * times + 2 * times**2))
         if not self._preconditions:
-            return weights
-        return times**2 if weights is None else times**2 * weights
+            return loss_weights
+        return times**2 if loss_weights is None else times**2 * loss_weights

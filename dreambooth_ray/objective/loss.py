@@ -74,25 +74,27 @@ def compute_sample_errors(
     weights: (B, 1, h, w) of the mean, at least 0
     prediction, target: (B, C, h, w); returns (B,) float32
     """
-    errors = _compute_elementwise(prediction, target, huber_delta)
+    elementwise_errors = _compute_elementwise_errors(prediction, target, huber_delta)
     if background is not None:
         num_with_background = len(background.target)
-        background_errors = _compute_elementwise(
+        background_errors = _compute_elementwise_errors(
             prediction[:num_with_background], background.target, huber_delta
         )
-        errors = torch.cat(
+        elementwise_errors = torch.cat(
             [
-                errors[:num_with_background].lerp(background_errors, background.shares),
-                errors[num_with_background:],
+                elementwise_errors[:num_with_background].lerp(background_errors, background.shares),
+                elementwise_errors[num_with_background:],
             ]
         )
     if weights is None:
-        return errors.mean(dim=(1, 2, 3))
-    weighted_error_sums = (errors * weights).sum(dim=(1, 2, 3))
-    return weighted_error_sums / (weights.sum(dim=(1, 2, 3)) * errors.shape[1])
+        return elementwise_errors.mean(dim=(1, 2, 3))
+    weighted_error_sums = (elementwise_errors * weights).sum(dim=(1, 2, 3))
+    return weighted_error_sums / (weights.sum(dim=(1, 2, 3)) * elementwise_errors.shape[1])
 
 
-def _compute_elementwise(prediction: Tensor, target: Tensor, huber_delta: float | None) -> Tensor:
+def _compute_elementwise_errors(
+    prediction: Tensor, target: Tensor, huber_delta: float | None
+) -> Tensor:
     """(B, C, h, w) squared errors, or by a delta."""
     if huber_delta is None:
         return (prediction.float() - target.float()).square()
@@ -105,7 +107,9 @@ def weigh_masks(masks: Tensor, background_weight: float) -> Tensor:
     return background_weight + (1 - background_weight) * masks
 
 
-def compute_mean_errors(errors: Tensor, num_photographs: int) -> tuple[Tensor, Tensor]:
+def compute_instance_and_prior_errors(
+    errors: Tensor, num_photographs: int
+) -> tuple[Tensor, Tensor]:
     """Mean error over subject images, and over class images.
 
     errors: (B,) float32, already weighted, if at all; num_photographs: how many of them, the
@@ -117,10 +121,12 @@ def compute_mean_errors(errors: Tensor, num_photographs: int) -> tuple[Tensor, T
         raise ConfigError(
             "a batch without a photograph can't be trained on; check train.batch_size"
         )
-    instance = errors[:num_photographs].mean()
-    has_priors = num_photographs < len(errors)
-    prior = errors[num_photographs:].mean() if has_priors else torch.zeros_like(instance)
-    return instance, prior
+    instance_error = errors[:num_photographs].mean()
+    has_class_images = num_photographs < len(errors)
+    prior_error = (
+        errors[num_photographs:].mean() if has_class_images else torch.zeros_like(instance_error)
+    )
+    return instance_error, prior_error
 
 
 def prior_preserving_loss(
@@ -132,6 +138,6 @@ def prior_preserving_loss(
     Source: Ruiz et al. 2023, arXiv 2208.12242, eq. 2.
     """
     loss = instance
-    for prior, weight in zip(priors, weights, strict=True):
-        loss = loss + weight * prior
+    for prior_error, prior_weight in zip(priors, weights, strict=True):
+        loss = loss + prior_weight * prior_error
     return loss

@@ -7,31 +7,36 @@ so that it does not depend on the device.
 import torch
 from torch import Tensor
 
-from dreambooth_ray.objective.address import seed_of
+from dreambooth_ray.objective.seed_derivation import derive_seed
 
 
-def generator(seed: int, purpose: str, step: int, index: int) -> torch.Generator:
+def make_seeded_generator(seed: int, purpose: str, step: int, index: int) -> torch.Generator:
     """A CPU generator whose state depends on its address alone."""
-    return torch.Generator().manual_seed(seed_of(seed, purpose, step, index))
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, step, index))
 
 
-def normal(
+def sample_normal(
     seed: int, purpose: str, step: int, indices: list[int], shape: tuple[int, ...]
 ) -> Tensor:
     """(len(indices), *shape) float32 standard normal, row j keyed by indices[j]."""
-    rows = [torch.randn(shape, generator=generator(seed, purpose, step, i)) for i in indices]
-    return torch.stack(rows)
-
-
-def integers(seed: int, purpose: str, step: int, indices: list[int], high: int) -> Tensor:
-    """(len(indices),) int64 in [0, high), entry j keyed by indices[j]."""
-    samples = [
-        torch.randint(high, (1,), generator=generator(seed, purpose, step, i)) for i in indices
+    normal_numbers = [
+        torch.randn(shape, generator=make_seeded_generator(seed, purpose, step, i)) for i in indices
     ]
-    return torch.cat(samples)
+    return torch.stack(normal_numbers)
 
 
-def uniform(seed: int, purpose: str, step: int, indices: list[int]) -> Tensor:
+def sample_integers(seed: int, purpose: str, step: int, indices: list[int], high: int) -> Tensor:
+    """(len(indices),) int64 in [0, high), entry j keyed by indices[j]."""
+    random_integers = [
+        torch.randint(high, (1,), generator=make_seeded_generator(seed, purpose, step, i))
+        for i in indices
+    ]
+    return torch.cat(random_integers)
+
+
+def sample_uniform(seed: int, purpose: str, step: int, indices: list[int]) -> Tensor:
     """(len(indices),) float32 in [0, 1), entry j keyed by indices[j]."""
-    samples = [torch.rand((1,), generator=generator(seed, purpose, step, i)) for i in indices]
-    return torch.cat(samples)
+    uniform_numbers = [
+        torch.rand((1,), generator=make_seeded_generator(seed, purpose, step, i)) for i in indices
+    ]
+    return torch.cat(uniform_numbers)

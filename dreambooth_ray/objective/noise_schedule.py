@@ -16,14 +16,14 @@ class NoiseSchedule:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "NoiseSchedule":
         """From a diffusers scheduler's configuration."""
-        public_config = {k: v for k, v in dict(config).items() if not k.startswith("_")}
-        return cls(json.dumps(public_config, sort_keys=True, default=list))
+        config_values = {k: v for k, v in dict(config).items() if not k.startswith("_")}
+        return cls(json.dumps(config_values, sort_keys=True, default=list))
 
     @property
     def settings(self) -> dict[str, Any]:
         """The configuration as a dictionary."""
-        settings: dict[str, Any] = json.loads(self.config)
-        return settings
+        scheduler_config: dict[str, Any] = json.loads(self.config)
+        return scheduler_config
 
     @property
     def prediction_type(self) -> str:

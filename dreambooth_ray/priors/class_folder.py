@@ -19,23 +19,23 @@ class ClassImageFolder:
 
     def __init__(self, path: Path) -> None:
         self._paths = find_photographs(path, MAX_PHOTOGRAPHS, key="prior.folder")
-        digest = hashlib.sha256()
-        for file in self._paths:
-            read_photograph(file)
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        self.digest = digest.hexdigest()
+        folder_digest = hashlib.sha256()
+        for image_path in self._paths:
+            read_photograph(image_path)
+            folder_digest.update(hashlib.sha256(image_path.read_bytes()).digest())
+        self.digest = folder_digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read_chunk(self, positions: Sequence[int], shape: ImageShape) -> list[bytes]:
         """PNG files of the middle of the images at these positions; fewer at the end."""
-        shape_rule, image_files = ShapeRule.of_square(shape.width), []
-        for position in positions:
-            if position < len(self._paths):
+        crop_rule, png_files = ShapeRule.of_square(shape.width), []
+        for image_position in positions:
+            if image_position < len(self._paths):
                 png_buffer = io.BytesIO()
-                shape_rule.cut(read_photograph(self._paths[position]), shape).image.save(
+                crop_rule.cut(read_photograph(self._paths[image_position]), shape).image.save(
                     png_buffer, "PNG"
                 )
-                image_files.append(png_buffer.getvalue())
-        return image_files
+                png_files.append(png_buffer.getvalue())
+        return png_files

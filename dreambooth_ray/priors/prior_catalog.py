@@ -20,7 +20,7 @@ class PriorSetInfo:
     runs: tuple[str, ...]
 
 
-def list_sets(store: Store) -> list[PriorSetInfo]:
+def list_prior_sets(store: Store) -> list[PriorSetInfo]:
     """Every set of a storage, with the runs that use it."""
     runs_by_set: dict[str, list[str]] = {}
     for run_id in store.names("runs"):
@@ -28,35 +28,37 @@ def list_sets(store: Store) -> list[PriorSetInfo]:
             prior_use = json.loads(store.read(f"{paths.run(run_id)}/{paths.PRIOR_USE}"))
             runs_by_set.setdefault(str(prior_use["set"]), []).append(run_id)
     return [
-        _load_info(store, digest, runs_by_set.get(digest, []))
-        for digest in store.names(paths.PRIORS)
+        _read_set_info(store, set_digest, runs_by_set.get(set_digest, []))
+        for set_digest in store.names(paths.PRIORS)
     ]
 
 
-def _load_info(store: Store, digest: str, runs: list[str]) -> PriorSetInfo:
+def _read_set_info(store: Store, digest: str, runs: list[str]) -> PriorSetInfo:
     set_store = store.sub(paths.prior_set(digest))
     prompts: tuple[str, ...] = ()
     if set_store.exists(paths.PRIOR_SPEC):
         prompts = tuple(json.loads(set_store.read(paths.PRIOR_SPEC))["prompts"])
     num_images = size_bytes = 0
-    for chunk_number in _chunk_numbers(set_store):
+    for chunk_number in _list_chunk_numbers(set_store):
         try:
-            records = manifest.read_artifact_metadata(set_store, paths.prior_chunk(chunk_number))[
-                "records"
-            ]
-            num_images += len(records) if isinstance(records, list) else 0
-            size_bytes += manifest.artifact_size_bytes(set_store, paths.prior_chunk(chunk_number))
+            image_records = manifest.read_artifact_metadata(
+                set_store, paths.prior_chunk_artifact(chunk_number)
+            )["records"]
+            num_images += len(image_records) if isinstance(image_records, list) else 0
+            size_bytes += manifest.artifact_size_bytes(
+                set_store, paths.prior_chunk_artifact(chunk_number)
+            )
         except CheckpointError:
             continue
     return PriorSetInfo(digest, prompts, num_images, size_bytes, tuple(runs))
 
 
-def _chunk_numbers(set_store: Store) -> list[int]:
-    numbers = (paths.prior_chunk_number(name) for name in set_store.names())
-    return sorted(n for n in numbers if n is not None)
+def _list_chunk_numbers(set_store: Store) -> list[int]:
+    chunk_numbers = (paths.prior_chunk_number(file_name) for file_name in set_store.names())
+    return sorted(n for n in chunk_numbers if n is not None)
 
 
-def verify_set(store: Store, digest: str) -> list[str]:
+def verify_prior_set(store: Store, digest: str) -> list[str]:
     """What is wrong with a set, chunk by chunk; empty if every byte is as committed.
 
     raises: ConfigError if there is no such set
@@ -66,7 +68,8 @@ def verify_set(store: Store, digest: str) -> list[str]:
         raise ConfigError(
             f"{store.uri} has no set {digest!r}; `dreambooth priors list` shows those there are"
         )
-    problems = (
-        manifest.find_damage(set_store, paths.prior_chunk(n)) for n in _chunk_numbers(set_store)
+    chunk_damages = (
+        manifest.find_damage(set_store, paths.prior_chunk_artifact(n))
+        for n in _list_chunk_numbers(set_store)
     )
-    return [problem for problem in problems if problem]
+    return [chunk_damage for chunk_damage in chunk_damages if chunk_damage]

@@ -13,10 +13,10 @@ from dreambooth_ray.actor_pool import ActorPool, PoolWords
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.prior import PriorConfig
-from dreambooth_ray.data.prior_set import PriorImageRecord, read_records
+from dreambooth_ray.data.prior_set import PriorImageRecord, read_chunk_records
 from dreambooth_ray.errors import CapacityError, CheckpointError
-from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks, select_records
-from dreambooth_ray.priors.worker_actor import PriorWorkerActor
+from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks, select_prior_records
+from dreambooth_ray.priors.prior_worker_actor import PriorWorkerActor
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store, get_storage_options
 
@@ -30,7 +30,7 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class PriorRequest:
+class PriorSetRequest:
     """The set of class images to generate, and how many images of it.
 
     images(number): PNG files of a chunk, for sets of a person's own images
@@ -44,24 +44,24 @@ class PriorRequest:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def committed_chunks(store: Store) -> dict[int, list[PriorImageRecord]]:
+def read_committed_chunks(store: Store) -> dict[int, list[PriorImageRecord]]:
     """Records of every intact chunk of a set; damaged ones are removed, to be generated again."""
     records_by_chunk = {}
-    for name in store.names():
-        number = paths.prior_chunk_number(name)
-        if number is None:
+    for file_name in store.names():
+        chunk_number = paths.prior_chunk_number(file_name)
+        if chunk_number is None:
             continue
-        if manifest.find_damage(store, paths.prior_chunk(number)):
-            manifest.remove_artifact(store, paths.prior_chunk(number))
+        if manifest.find_damage(store, paths.prior_chunk_artifact(chunk_number)):
+            manifest.remove_artifact(store, paths.prior_chunk_artifact(chunk_number))
             continue
         try:
-            records_by_chunk[number] = read_records(store, number)
+            records_by_chunk[chunk_number] = read_chunk_records(store, chunk_number)
         except CheckpointError:
             continue
     return records_by_chunk
 
 
-def open_set(store: Store, spec: PriorSpec) -> Store:
+def open_prior_set(store: Store, spec: PriorSpec) -> Store:
     """The set's own store, with its specification written down."""
     set_store = store.sub(paths.prior_set(spec.digest))
     set_store.create(paths.PRIOR_SPEC, json.dumps(spec.as_json(), indent=1).encode())
@@ -69,7 +69,7 @@ def open_set(store: Store, spec: PriorSpec) -> Store:
 
 
 def generate_priors(
-    request: PriorRequest,
+    request: PriorSetRequest,
     store: Store,
     prior_config: PriorConfig,
     cluster: ClusterConfig,
@@ -82,30 +82,32 @@ def generate_priors(
     raises: DreamBoothError if chunks keep failing, CapacityError if too few actors start in time,
         DataError if the model repeats itself
     """
-    spec, set_store = request.spec, open_set(store, request.spec)
-    records_by_chunk = committed_chunks(set_store)
+    spec, set_store = request.spec, open_prior_set(store, request.spec)
+    records_by_chunk = read_committed_chunks(set_store)
     pending_chunks = missing_chunks(spec, request.count, records_by_chunk)
     if not pending_chunks:
         return set_store
 
     def report_progress() -> None:
         num_missing_images = sum(
-            select_records(spec, records_by_chunk).count_lacking(request.count)
+            select_prior_records(spec, records_by_chunk).count_missing_images(request.count)
         )
         on_progress(request.count - num_missing_images, request.count)
 
-    def start_chunk(actor: Any, number: int) -> Any:
+    def start_chunk_generation(actor: Any, number: int) -> Any:
         return actor.generate.remote(number, request.images(number) if request.images else None)
 
     report_progress()
     _check_gpus(prior_config, cluster)
-    create_actor = _actor_factory(request, set_store, prior_config, cluster.gpus)
+    create_actor = _make_actor_factory(request, set_store, prior_config, cluster.gpus)
     actor_pool = ActorPool[list[PriorImageRecord]](
         create_actor, prior_config.span, len(pending_chunks), cluster.wait_s, _WORDS
     )
     try:
         while pending_chunks and not request.stop.is_set():
-            for number, chunk_records in actor_pool.process_chunks(pending_chunks, start_chunk):
+            for number, chunk_records in actor_pool.process_chunks(
+                pending_chunks, start_chunk_generation
+            ):
                 records_by_chunk[number] = chunk_records
                 report_progress()
             pending_chunks = missing_chunks(spec, request.count, records_by_chunk)
@@ -114,7 +116,7 @@ def generate_priors(
     return set_store
 
 
-def has_room(prior_config: PriorConfig, cluster: ClusterConfig) -> bool:
+def cluster_has_room(prior_config: PriorConfig, cluster: ClusterConfig) -> bool:
     """Whether the cluster has room now for the fewest actors and all training workers."""
     free_resources, min_actors, max_workers = (
         ray.available_resources(),
@@ -122,7 +124,7 @@ def has_room(prior_config: PriorConfig, cluster: ClusterConfig) -> bool:
         cluster.span.max,
     )
     needed_cpus = min_actors * prior_config.num_cpus + max_workers
-    needed_gpus = min_actors * _num_gpus(prior_config, cluster.gpus) + (
+    needed_gpus = min_actors * _gpus_per_actor(prior_config, cluster.gpus) + (
         max_workers if cluster.gpus else 0
     )
     return bool(
@@ -132,27 +134,27 @@ def has_room(prior_config: PriorConfig, cluster: ClusterConfig) -> bool:
 
 def _check_gpus(prior_config: PriorConfig, cluster: ClusterConfig) -> None:
     """raises: CapacityError if an actor asks for more of a GPU than a machine of its own has"""
-    num_gpus = _num_gpus(prior_config, cluster.gpus)
+    gpus_per_actor = _gpus_per_actor(prior_config, cluster.gpus)
     num_gpus_present = ray.cluster_resources().get("GPU", 0.0)
-    if cluster.ray_address is None and num_gpus > num_gpus_present:
+    if cluster.ray_address is None and gpus_per_actor > num_gpus_present:
         raise CapacityError(
-            f"a class-image actor asks for {num_gpus:g} GPUs and this machine has "
+            f"a class-image actor asks for {gpus_per_actor:g} GPUs and this machine has "
             f"{num_gpus_present:g}; set prior.num_gpus=0, or cluster.address to a cluster that has "
             "them"
         )
 
 
-def _num_gpus(prior_config: PriorConfig, gpu: bool) -> float:
+def _gpus_per_actor(prior_config: PriorConfig, gpu: bool) -> float:
     return prior_config.num_gpus if prior_config.num_gpus is not None else float(gpu)
 
 
-def _actor_factory(
-    request: PriorRequest, set_store: Store, prior_config: PriorConfig, gpu: bool
+def _make_actor_factory(
+    request: PriorSetRequest, set_store: Store, prior_config: PriorConfig, gpu: bool
 ) -> Callable[[], Any]:
-    num_gpus = _num_gpus(prior_config, gpu)
+    gpus_per_actor = _gpus_per_actor(prior_config, gpu)
     actor_class = ray.remote(
         num_cpus=prior_config.num_cpus,
-        num_gpus=num_gpus,
+        num_gpus=gpus_per_actor,
         resources=prior_config.resources or None,
         runtime_env=worker_environment(),
     )(PriorWorkerActor)
@@ -160,7 +162,7 @@ def _actor_factory(
     def create_actor() -> Any:
         model_directory, storage_options = str(request.directory), get_storage_options()
         return actor_class.remote(
-            model_directory, set_store.uri, request.spec, num_gpus > 0, storage_options
+            model_directory, set_store.uri, request.spec, gpus_per_actor > 0, storage_options
         )
 
     return create_actor

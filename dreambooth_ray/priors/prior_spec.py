@@ -9,7 +9,7 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.prior_set import PriorImageRecord, PriorSelection
 from dreambooth_ray.errors import DataError
-from dreambooth_ray.objective.address import seed_of
+from dreambooth_ray.objective.seed_derivation import derive_seed
 
 # A model that keeps generating the same image is given up after this many times the count.
 MAX_GENERATED_RATIO = 4
@@ -53,9 +53,9 @@ class PriorSpec:
 
     def image_seed(self, index: int) -> int:
         """Seed of class image `index`."""
-        return seed_of(self.seed, "prior", index)
+        return derive_seed(self.seed, "prior", index)
 
-    def indices(self, number: int) -> range:
+    def image_indices(self, number: int) -> range:
         """Image indices of a chunk."""
         return range(number * self.chunk_size, (number + 1) * self.chunk_size)
 
@@ -66,29 +66,33 @@ class PriorSpec:
 
     def chunk_shape(self, number: int) -> ImageShape:
         """Of the images of a chunk."""
-        shapes = self.shapes or ((self.size_px, self.size_px),)
-        return ImageShape(*shapes[number % len(shapes)])
+        image_shapes = self.shapes or ((self.size_px, self.size_px),)
+        return ImageShape(*image_shapes[number % len(image_shapes)])
 
-    def list_image_positions(self, number: int) -> range:
+    def list_chunk_image_positions(self, number: int) -> range:
         """Which images of a set a chunk holds, where none is passed over: of its shape, in turns.
 
         Without shapes, its indices.
         """
-        turn, shape_index = divmod(number, self.num_shapes)
-        first_position = turn * self.chunk_size * self.num_shapes + shape_index
+        shape_turn, shape_index = divmod(number, self.num_shapes)
+        first_image_position = shape_turn * self.chunk_size * self.num_shapes + shape_index
         return range(
-            first_position, first_position + self.chunk_size * self.num_shapes, self.num_shapes
+            first_image_position,
+            first_image_position + self.chunk_size * self.num_shapes,
+            self.num_shapes,
         )
 
 
-def select_records(spec: PriorSpec, records: dict[int, list[PriorImageRecord]]) -> PriorSelection:
+def select_prior_records(
+    spec: PriorSpec, records: dict[int, list[PriorImageRecord]]
+) -> PriorSelection:
     """The images that count, of the chunks committed without a gap from the first."""
     # Which image is the n-th depends on all before it: blanks and doubles give way to later ones.
     # Beyond a gap that is not known yet. So any number of actors, in any order, makes one set.
-    selection = PriorSelection(bool(spec.folder_digest), spec.num_shapes)
-    while selection.num_chunks in records:
-        selection.extend(records[selection.num_chunks])
-    return selection
+    prior_selection = PriorSelection(bool(spec.folder_digest), spec.num_shapes)
+    while prior_selection.num_chunks in records:
+        prior_selection.extend(records[prior_selection.num_chunks])
+    return prior_selection
 
 
 def missing_chunks(
@@ -98,25 +102,30 @@ def missing_chunks(
 
     raises: DataError if the model generates only images that it has generated before
     """
-    selection = select_records(spec, records)
-    num_missing_by_shape = selection.count_lacking(count)
+    prior_selection = select_prior_records(spec, records)
+    num_missing_by_shape = prior_selection.count_missing_images(count)
     if not any(num_missing_by_shape):
         return []
     max_images_per_shape = -(-count // spec.num_shapes)
-    max_num_turns = -(-max_images_per_shape * MAX_GENERATED_RATIO // spec.chunk_size)
-    if selection.num_chunks >= max_num_turns * spec.num_shapes:
+    max_chunks_per_shape = -(-max_images_per_shape * MAX_GENERATED_RATIO // spec.chunk_size)
+    if prior_selection.num_chunks >= max_chunks_per_shape * spec.num_shapes:
         raise DataError(
             f"only {count - sum(num_missing_by_shape)} of {count} class images can be told apart "
-            f"after {selection.num_chunks * spec.chunk_size} were generated of {spec.prompts}; "
-            "choose another prior.prompt, more prior.num_inference_steps, or a smaller prior.count"
+            f"after {prior_selection.num_chunks * spec.chunk_size} were generated of "
+            f"{spec.prompts}; choose another prior.prompt, more prior.num_inference_steps, or a "
+            "smaller prior.count"
         )
     # Chunks beyond a gap may turn out to count whole, and so may those not generated yet.
     # Those of one shape may be there before those of another: then the latter come with its turns.
-    first_chunk, chunk_numbers = selection.num_chunks, list[int]()
-    for shape_index, num_missing in enumerate(num_missing_by_shape):
-        next_chunk = first_chunk + (shape_index - first_chunk) % spec.num_shapes
-        num_chunks = -(-num_missing // spec.chunk_size)
-        chunk_numbers += range(
-            next_chunk, next_chunk + num_chunks * spec.num_shapes, spec.num_shapes
+    first_missing_chunk, chunk_numbers = prior_selection.num_chunks, list[int]()
+    for shape_index, num_missing_images in enumerate(num_missing_by_shape):
+        next_chunk_of_shape = (
+            first_missing_chunk + (shape_index - first_missing_chunk) % spec.num_shapes
         )
-    return [n for n in range(first_chunk, max(chunk_numbers) + 1) if n not in records]
+        num_missing_chunks = -(-num_missing_images // spec.chunk_size)
+        chunk_numbers += range(
+            next_chunk_of_shape,
+            next_chunk_of_shape + num_missing_chunks * spec.num_shapes,
+            spec.num_shapes,
+        )
+    return [n for n in range(first_missing_chunk, max(chunk_numbers) + 1) if n not in records]

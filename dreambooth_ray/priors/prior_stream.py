@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from dreambooth_ray.priors.prior_generation import PriorRequest
+from dreambooth_ray.priors.prior_generation import PriorSetRequest
 from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 
@@ -21,7 +21,7 @@ class PriorStream:
     def __init__(
         self,
         generate: Callable[[], Store],
-        request: PriorRequest,
+        request: PriorSetRequest,
         set_store: Store,
         run: Store,
         lease: int = 1,
@@ -29,7 +29,7 @@ class PriorStream:
         """lease: number of the run's lease"""
         self._generate, self._request = generate, request
         self._set, self._run = set_store, run
-        self._failure_file = fence.numbered(paths.PRIOR_FAILURE, lease)
+        self._failure_file = fence.numbered_file_name(paths.PRIOR_FAILURE, lease)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run_generation, name="priors", daemon=True)
 
@@ -39,15 +39,15 @@ class PriorStream:
         self._thread.start()
         return self
 
-    def wait_first(self) -> None:
+    def wait_for_first_chunk(self) -> None:
         """Return when the first chunk is there; raises what ended the thread before it."""
-        first_chunk_file = f"{paths.prior_chunk(0)}.json"
+        first_chunk_file = f"{paths.prior_chunk_artifact(0)}.json"
         while self._thread.is_alive() and not self._set.exists(first_chunk_file):
             self._thread.join(_POLL_LOCAL_S if self._set.is_local else _POLL_REMOTE_S)
         if self._error is not None:
             raise self._error
 
-    def wait_all(self) -> None:
+    def wait_for_all_chunks(self) -> None:
         """Return when all are generated; raises what ended the thread before."""
         self._thread.join()
         if self._error is not None:

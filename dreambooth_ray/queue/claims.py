@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.queue.work_records import WorkRecord
-from dreambooth_ray.storage.lease import Clock, Lease, LeaseFiles, LeaseLostError, SilenceWatch
+from dreambooth_ray.storage.lease import Clock, Lease, LeaseFiles, LeaseLostError, LeaseSilenceWatch
 from dreambooth_ray.storage.store import Store
 
 # Purpose of a claim that writes a mark which may be missing, and is given back once it is there.
@@ -36,7 +36,7 @@ class Claims:
 
     def __init__(self, records: Store, clock: Clock = time.monotonic) -> None:
         self._records, self._clock = records, clock
-        self._watches: dict[str, SilenceWatch] = {}
+        self._watches: dict[str, LeaseSilenceWatch] = {}
         self._lock = threading.Lock()
 
     def claim(self, name: str, lease_s: float, purpose: str = "") -> Lease | None:
@@ -49,11 +49,11 @@ class Claims:
         with self._lock:
             if name not in self._watches and len(self._watches) >= _MOST_WATCHED:
                 self._watches.pop(next(iter(self._watches)))
-            silence_watch = self._watches.setdefault(name, SilenceWatch(self._clock))
+            silence_watch = self._watches.setdefault(name, LeaseSilenceWatch(self._clock))
         newest_lease = lease_files.read_newest()
         if not (silence_watch.is_dead(newest_lease) or newest_lease.is_free):
             return None
-        lease = lease_files.take_next(newest_lease, lease_s, purpose=purpose)
+        lease = lease_files.take_next_lease(newest_lease, lease_s, purpose=purpose)
         if lease is not None:
             self.forget(name)
         return lease
@@ -77,11 +77,11 @@ class Claims:
         except LeaseLostError:
             return False
         except (StorageError, OSError):
-            return lease.seconds_left > 0
+            return lease.seconds_until_expiry > 0
         return True
 
 
-def may_lack_mark(lease: Lease) -> bool:
+def may_lack_work_mark(lease: Lease) -> bool:
     """Whether the work's mark may never have been written: nobody had it, or died adding it."""
     previous_holder = lease.previous_holder
     return previous_holder is None or (
@@ -90,7 +90,7 @@ def may_lack_mark(lease: Lease) -> bool:
 
 
 @contextmanager
-def released_at_end(lease: Lease) -> Iterator[None]:
+def release_lease_at_end(lease: Lease) -> Iterator[None]:
     """Give a lease back after the block, and leave it as it is where the block fails."""
     try:
         yield

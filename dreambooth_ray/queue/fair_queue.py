@@ -57,9 +57,9 @@ class FairQueue:
 
     def remove(self, work: QueuedWork) -> None:
         """Forget one that gave up; nothing if it is not here."""
-        queue = self._queues.get(work.owner)
-        if queue is not None and work in queue:
-            queue.remove(work)
+        owner_queue = self._queues.get(work.owner)
+        if owner_queue is not None and work in owner_queue:
+            owner_queue.remove(work)
             self._drop_if_empty(work.owner)
 
     def count_steps_ahead(self, owner: str, cost: int) -> int:
@@ -67,22 +67,24 @@ class FairQueue:
 
         Its own queue, and of every other owner as much as its turn gives, at most.
         """
-        own_steps = sum(w.cost for w in self._queues.get(owner, ())) + cost
-        other_steps = (
-            min(sum(w.cost for w in q), own_steps + self._quantum)
-            for name, q in self._queues.items()
-            if name != owner
+        own_queue_steps = sum(w.cost for w in self._queues.get(owner, ())) + cost
+        other_owner_steps = (
+            min(sum(w.cost for w in q), own_queue_steps + self._quantum)
+            for other_owner, q in self._queues.items()
+            if other_owner != owner
         )
-        return own_steps - cost + sum(other_steps)
+        return own_queue_steps - cost + sum(other_owner_steps)
 
-    def position(self, work: QueuedWork) -> int | None:
+    def find_work_position(self, work: QueuedWork) -> int | None:
         """Work of all owners that go before it, at most; None if it is not here."""
-        queue = self._queues.get(work.owner)
-        if queue is None or work not in queue:
+        owner_queue = self._queues.get(work.owner)
+        if owner_queue is None or work not in owner_queue:
             return None
-        index = queue.index(work)
+        index = owner_queue.index(work)
         return index + sum(
-            min(len(q), index + 1) for name, q in self._queues.items() if name != work.owner
+            min(len(q), index + 1)
+            for other_owner, q in self._queues.items()
+            if other_owner != work.owner
         )
 
     def _drop_if_empty(self, owner: str) -> None:

@@ -17,9 +17,9 @@ from dreambooth_ray.queue.work_records import (
     EndedWork,
     WorkMark,
     WorkRecord,
-    end_name,
-    parse_end,
-    record_file,
+    ended_mark_name,
+    parse_ended_mark_name,
+    work_record_path,
 )
 from dreambooth_ray.storage.file_listing import ListedFile, list_files
 from dreambooth_ray.storage.garbage import Garbage
@@ -54,9 +54,9 @@ class _ListedQueue:
             self.open_ids.add(WorkMark.parse(name).id)
             return
         if kind == "ended":
-            end = parse_end(name)
-            self.ends[end.id].append(end)
-            work_id = end.id
+            work_end = parse_ended_mark_name(name)
+            self.ends[work_end.id].append(work_end)
+            work_id = work_end.id
         elif kind == "records":
             work_id = name.rpartition("/")[2].removesuffix(".json")
         else:
@@ -71,17 +71,17 @@ def find_queue_garbage(storage: Store, before_s: float, now_s: float) -> Iterato
     raises: StorageError
     """
     queues_by_name: defaultdict[str, _ListedQueue] = defaultdict(_ListedQueue)
-    foreign_queues = set()
-    for file in list_files(storage, FOLDER):
-        path_parts = file.name.split("/", 3)
+    newer_format_queues = set()
+    for listed_file in list_files(storage, FOLDER):
+        path_parts = listed_file.name.split("/", 3)
         if len(path_parts) < 4:
             continue
         queue_name = "/".join(path_parts[:2])
         try:
-            queues_by_name[queue_name].add(path_parts[2], path_parts[3], file)
+            queues_by_name[queue_name].add(path_parts[2], path_parts[3], listed_file)
         except ConfigError:  # a newer version's: nobody here knows what it means
-            foreign_queues.add(queue_name)
-    for queue_name in sorted(set(queues_by_name) - foreign_queues):
+            newer_format_queues.add(queue_name)
+    for queue_name in sorted(set(queues_by_name) - newer_format_queues):
         yield from _collect_ended_garbage(
             f"{FOLDER}/{queue_name}", queues_by_name[queue_name], before_s, now_s
         )
@@ -90,21 +90,23 @@ def find_queue_garbage(storage: Store, before_s: float, now_s: float) -> Iterato
 def _collect_ended_garbage(
     name: str, queue: _ListedQueue, before_s: float, now_s: float
 ) -> Iterator[EndedGarbage]:
-    ended_work, files = [], []
-    for work_id, ends in queue.ends.items():
-        is_old = max(end.ended_ms for end in ends) / 1000 < now_s - ENDED_S
-        is_unchanged = all(file.modified_s < before_s for file in queue.files[work_id])
+    ended_work, garbage_files = [], []
+    for work_id, work_ends in queue.ends.items():
+        is_old = max(work_end.ended_ms for work_end in work_ends) / 1000 < now_s - ENDED_S
+        is_unchanged = all(
+            listed_file.modified_s < before_s for listed_file in queue.files[work_id]
+        )
         if is_old and is_unchanged and work_id not in queue.open_ids:
-            ended_work.append(tuple(ends))
-            files += queue.files[work_id]
+            ended_work.append(tuple(work_ends))
+            garbage_files += queue.files[work_id]
     if ended_work:
         reason = f"{describe_count(len(ended_work), 'piece')} of work that ended a week ago"
-        size_bytes = sum(file.size_bytes for file in files)
-        modified_s = max(file.modified_s for file in files)
+        size_bytes = sum(listed_file.size_bytes for listed_file in garbage_files)
+        modified_s = max(listed_file.modified_s for listed_file in garbage_files)
         yield EndedGarbage(name, reason, size_bytes, modified_s, ended=tuple(ended_work))
 
 
-def remove_ended(storage: Store, item: EndedGarbage) -> bool:
+def remove_ended_garbage(storage: Store, item: EndedGarbage) -> bool:
     """Remove it, but what somebody has taken up again meanwhile; whether any was removed.
 
     raises: StorageError
@@ -124,27 +126,29 @@ def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) 
     lease = Claims(claims).claim(work_id, _LEASE_S)
     if lease is None:
         return False
-    if _is_open(queue, work_id):
+    if _is_work_open(queue, work_id):
         lease.release()
         return False
-    for file_name in (f"failures/{work_id}", f"cancelled/{work_id}", record_file(work_id)):
+    for file_name in (f"failures/{work_id}", f"cancelled/{work_id}", work_record_path(work_id)):
         queue.remove_file(file_name)
     claims.remove(work_id)
-    for end in ends:
-        queue.remove_file(f"ended/{end_name(end)}")
+    for work_end in ends:
+        queue.remove_file(f"ended/{ended_mark_name(work_end)}")
         if queue.is_local:
-            remove_empty_folders(queue.local_path(f"ended/{end_name(end)}").parent)
+            remove_empty_folders(queue.local_path(f"ended/{ended_mark_name(work_end)}").parent)
     return True
 
 
-def _is_open(queue: Store, work_id: str) -> bool:
+def _is_work_open(queue: Store, work_id: str) -> bool:
     """Whether it waits or runs again; what can't be read might."""
     try:
-        mark_name = WorkMark.of(WorkRecord.parse(queue.read(record_file(work_id)), queue.uri)).name
+        mark_name = WorkMark.of(
+            WorkRecord.parse(queue.read(work_record_path(work_id)), queue.uri)
+        ).name
     except FileNotFoundError:  # whoever removed it was cut off
         return False
     except ConfigError:
         return True
     # As it may change from one to the other.
-    states = ("waiting", "running", "waiting")
-    return any(queue.exists(f"{state}/{mark_name}") for state in states)
+    open_states = ("waiting", "running", "waiting")
+    return any(queue.exists(f"{state}/{mark_name}") for state in open_states)

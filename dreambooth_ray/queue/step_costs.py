@@ -28,14 +28,14 @@ class StepCosts:
         self._seconds: dict[float, float] = {}
         self._num_steps: dict[float, float] = {}
 
-    def record(self, size: float, num_images: int, max_images: int, seconds: float) -> None:
+    def record_step(self, size: float, num_images: int, max_images: int, seconds: float) -> None:
         """Add a step of `num_images`, of `max_images` that would have had room in it.
 
         One with room left counts where it was quicker than full ones were: those would be, too.
         """
         if size < _FILLS_A_STEP and num_images < 0.75 * max_images:
-            measured_s = self._seconds_by_size().get(size)
-            if measured_s is None or seconds / num_images >= measured_s:
+            measured_step_s = self._seconds_by_size().get(size)
+            if measured_step_s is None or seconds / num_images >= measured_step_s:
                 return
         if size not in self._seconds:
             # The first step of a size traces or compiles.
@@ -53,8 +53,8 @@ class StepCosts:
         """Cost of each size that was measured, relative to a step at the own size."""
         native_step_s = self.step_s
         return {
-            size: seconds / native_step_s
-            for size, seconds in self._seconds_by_size().items()
+            relative_size: seconds / native_step_s
+            for relative_size, seconds in self._seconds_by_size().items()
             if native_step_s
         }
 
@@ -64,7 +64,7 @@ class StepCosts:
 
     def _seconds_by_size(self) -> dict[float, float]:
         return {
-            size: self._seconds[size] / num_steps
-            for size, num_steps in list(self._num_steps.items())
+            relative_size: self._seconds[relative_size] / num_steps
+            for relative_size, num_steps in list(self._num_steps.items())
             if num_steps
         }

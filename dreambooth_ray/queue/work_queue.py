@@ -10,7 +10,7 @@ cancelled/{id}                                  somebody wants it ended, while i
 
 Leases decide, marks are hints: who claims takes the lease of what a mark names, then looks whether
 the mark is still there. A process that dies anywhere leaves a lease that falls silent, and
-`recover` puts its work back.
+`recover_abandoned_work` puts its work back.
 
 No folder grows with the queue: marks lie by second, so that a look reads few of them, and an
 object store lists from a name on. rank: higher priorities first.
@@ -24,16 +24,22 @@ from typing import Literal
 from urllib.parse import unquote
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.queue.claims import ADDING, ClaimedWork, Claims, may_lack_mark, released_at_end
+from dreambooth_ray.queue.claims import (
+    ADDING,
+    ClaimedWork,
+    Claims,
+    may_lack_work_mark,
+    release_lease_at_end,
+)
 from dreambooth_ray.queue.work_records import (
     EndedWork,
     WorkEnd,
     WorkMark,
     WorkRecord,
-    end_name,
-    parse_end,
+    ended_mark_name,
+    parse_ended_mark_name,
     quote_owner,
-    record_file,
+    work_record_path,
 )
 from dreambooth_ray.storage.lease import Clock, Lease
 from dreambooth_ray.storage.local_files import remove_empty_folders
@@ -65,7 +71,7 @@ class WorkQueue:
 
         raises: ConfigError if other work of that id was
         """
-        if self._store.create(record_file(record.id), record.model_dump_json().encode()):
+        if self._store.create(work_record_path(record.id), record.model_dump_json().encode()):
             self._write_waiting(WorkMark.of(record))
             return True
         stored_record = self.read(record.id)
@@ -74,16 +80,16 @@ class WorkQueue:
                 f"{record.id!r} is in the queue {self._store.uri} with other settings, or was; ids "
                 "name one piece of work: take another one"
             )
-        self._finish_adding(stored_record)
+        self._restore_missing_mark(stored_record)
         return False
 
-    def _finish_adding(self, record: WorkRecord) -> None:
+    def _restore_missing_mark(self, record: WorkRecord) -> None:
         """Who added it may have died before its mark was written."""
         lease = self._claims.claim(record.id, _CANCEL_LEASE_S, ADDING)
         if lease is None:
             return
-        with released_at_end(lease):
-            if may_lack_mark(lease):
+        with release_lease_at_end(lease):
+            if may_lack_work_mark(lease):
                 self._write_waiting(WorkMark.of(record))
 
     def _write_waiting(self, mark: WorkMark) -> None:
@@ -92,17 +98,17 @@ class WorkQueue:
                 self._store.write(f"waiting/{mark.name}", b"")
                 return
 
-    def has(self, work_id: str) -> bool:
+    def has_work(self, work_id: str) -> bool:
         """Whether work of that id was ever added."""
-        return self._store.exists(record_file(work_id))
+        return self._store.exists(work_record_path(work_id))
 
     def read(self, work_id: str) -> WorkRecord:
         """raises: ConfigError if there is no such work, or a newer version has added it"""
         try:
-            record_json = self._store.read(record_file(work_id))
+            record_json = self._store.read(work_record_path(work_id))
         except FileNotFoundError as error:
             raise ConfigError(f"no work {work_id!r} in the queue {self._store.uri}") from error
-        return WorkRecord.parse(record_json, f"{self._store.uri}/{record_file(work_id)}")
+        return WorkRecord.parse(record_json, f"{self._store.uri}/{work_record_path(work_id)}")
 
     def list_marks(
         self, state: Literal["waiting", "running"], after: str = "", limit: int = 50
@@ -111,14 +117,14 @@ class WorkQueue:
         return [WorkMark.parse(name) for name in self._store.files_after(state, after, limit)]
 
     def list_ended(self, after: str = "", limit: int = 50) -> list[EndedWork]:
-        """A page, the earliest first, less the notes. after: `end_name` of the last one seen"""
-        return [parse_end(name) for name in self._store.files_after("ended", after, limit)]
+        """A page, the earliest first, without notes. after: `ended_mark_name` of the last"""
+        return list(map(parse_ended_mark_name, self._store.files_after("ended", after, limit)))
 
-    def read_note(self, ended: EndedWork) -> str:
+    def read_end_note(self, ended: EndedWork) -> str:
         """Why work ended as it did."""
-        return str(json.loads(self._store.read(f"ended/{end_name(ended)}"))["note"])
+        return str(json.loads(self._store.read(f"ended/{ended_mark_name(ended)}"))["note"])
 
-    def count_open(self, limit: int) -> tuple[int, int]:
+    def count_open_work(self, limit: int) -> tuple[int, int]:
         """What runs and what waits, up to `limit` of both; one request for each 1,000."""
         # Nothing but `waiting` comes after `running`.
         states = [name.partition("/")[0] for name in self._store.files_after("", "running", limit)]
@@ -128,14 +134,14 @@ class WorkQueue:
         """Of what waits, how much may be begun, up to `limit`. most_of_owner: of `claim_next`"""
         if most_of_owner is None:
             return len(self._store.files_after("waiting", "", limit))
-        num_running, num_waiting = self._count_running(), 0
+        running_counts, num_waiting = self._count_running_by_owner(), 0
         for folder in self._store.names("waiting"):
-            num_startable = min(most_of_owner - num_running[unquote(folder)], limit - num_waiting)
-            if num_startable > 0:
-                num_waiting += len(self._store.files_after(f"waiting/{folder}", "", num_startable))
+            num_allowed = min(most_of_owner - running_counts[unquote(folder)], limit - num_waiting)
+            if num_allowed > 0:
+                num_waiting += len(self._store.files_after(f"waiting/{folder}", "", num_allowed))
         return num_waiting
 
-    def _count_running(self) -> Counter[str]:
+    def _count_running_by_owner(self) -> Counter[str]:
         return Counter(mark.owner for mark in self.list_marks("running", "", _MOST_RUNNING))
 
     def claim_next(self, lease_s: float, most_of_owner: int | None = None) -> ClaimedWork | None:
@@ -144,26 +150,24 @@ class WorkQueue:
         most_of_owner: how much of one owner's may run at once; None is no limit
         returns: None if nothing waits that may be begun
         """
-        num_running = self._count_running()
+        running_counts = self._count_running_by_owner()
         owners = [unquote(name) for name in self._store.names("waiting")]
-        for owner in sorted(owners, key=lambda o: (num_running[o], self._num_given[o], o)):
-            if most_of_owner is not None and num_running[owner] >= most_of_owner:
+        for owner in sorted(owners, key=lambda o: (running_counts[o], self._num_given[o], o)):
+            if most_of_owner is not None and running_counts[owner] >= most_of_owner:
                 continue
-            claimed_work = self._claim_from_owner(owner, lease_s)
-            if claimed_work is not None:
+            if claimed_work := self._claim_from_owner(owner, lease_s):
                 self._num_given[owner] += 1
                 return claimed_work
         return None
 
     def _claim_from_owner(self, owner: str, lease_s: float) -> ClaimedWork | None:
-        folder, last_name = quote_owner(owner), ""
-        while mark_names := self._store.files_after(f"waiting/{folder}", last_name, _MARKS_A_LOOK):
+        folder, last_mark = quote_owner(owner), ""
+        while mark_names := self._store.files_after(f"waiting/{folder}", last_mark, _MARKS_A_LOOK):
             for mark_name in mark_names:
-                claimed_work = self.claim(WorkMark.parse(f"{folder}/{mark_name}"), lease_s)
-                if claimed_work is not None:
+                if claimed_work := self.claim(WorkMark.parse(f"{folder}/{mark_name}"), lease_s):
                     return claimed_work
-            last_name = mark_names[-1]
-        if not last_name and self._store.is_local:
+            last_mark = mark_names[-1]
+        if not last_mark and self._store.is_local:
             remove_empty_folders(self._store.local_path(f"waiting/{folder}"))
         return None
 
@@ -175,15 +179,13 @@ class WorkQueue:
         try:
             return self._move_to_running(mark, lease)
         except BaseException:
-            # Whoever comes next need not wait for the end of this process.
             self._held_ids.discard(mark.id)
-            lease.abandon()
+            lease.abandon()  # whoever comes next need not wait for the end of this process
             raise
 
     def _move_to_running(self, mark: WorkMark, lease: Lease) -> ClaimedWork | None:
         if not self._store.exists(f"waiting/{mark.name}"):
-            # It was claimed and ended since the mark was listed.
-            lease.release()
+            lease.release()  # it was claimed and ended since the mark was listed
             return None
         # Who is the first to have it need not ask.
         num_failures = self._count_failures(mark.id) if lease.number > 1 else 0
@@ -212,7 +214,7 @@ class WorkQueue:
 
     def _is_held(self, work: ClaimedWork) -> bool:
         # Before its time is up nobody takes over.
-        return work.lease.seconds_left > 0 or self.renew(work)
+        return work.lease.seconds_until_expiry > 0 or self.renew(work)
 
     def finish(self, work: ClaimedWork, state: WorkEnd, note: str = "") -> bool:
         """Work is over; False, and nothing is changed, where another has taken over."""
@@ -236,8 +238,7 @@ class WorkQueue:
         if not self._is_held(work):
             return False
         if has_failed:
-            num_failures = work.num_failures + 1
-            self._store.write(f"failures/{work.record.id}", str(num_failures).encode())
+            self._store.write(f"failures/{work.record.id}", str(work.num_failures + 1).encode())
         mark = WorkMark.of(work.record)
         self._write_waiting(mark)
         self._store.remove_file(f"running/{mark.name}")
@@ -253,15 +254,15 @@ class WorkQueue:
         lease = self._claims.claim(work_id, _CANCEL_LEASE_S)
         if lease is not None:
             try:
-                if self._store.exists(f"waiting/{mark.name}") or may_lack_mark(lease):
+                if self._store.exists(f"waiting/{mark.name}") or may_lack_work_mark(lease):
                     self._write_end(work_id, "cancelled", "")
                     self._store.remove_file(f"waiting/{mark.name}")
                     return "cancelled"
             finally:
                 lease.release()
         # It always has a mark until it is over, and may change from one to the other meanwhile.
-        open_states = ("waiting", "running", "waiting")
-        if not any(self._store.exists(f"{state}/{mark.name}") for state in open_states):
+        open_work_states = ("waiting", "running", "waiting")
+        if not any(self._store.exists(f"{state}/{mark.name}") for state in open_work_states):
             return "over"
         self._store.write(f"cancelled/{work_id}", b"")
         return "asked"
@@ -270,14 +271,13 @@ class WorkQueue:
         """Running work that somebody wants ended."""
         return self._store.names("cancelled")
 
-    def recover(self, lease_s: float) -> list[str]:
+    def recover_abandoned_work(self, lease_s: float) -> list[str]:
         """Put back what processes that died had claimed; to be called from time to time.
 
-        Of many claims each call looks at some, the next ones each time. Those whose processes have
-        not been heard of yet are in `num_silent` then.
+        Each call looks at the next few claims; `num_silent` counts those not heard of yet.
         returns: ids of what waits again
         """
-        recovered_ids, num_silent = [], 0
+        recovered_ids, num_silent_claims = [], 0
         marks = self.list_marks("running", self._watched_up_to, _WATCHED_CLAIMS)
         self._watched_up_to = marks[-1].name if len(marks) == _WATCHED_CLAIMS else ""
         for mark in marks:
@@ -285,15 +285,15 @@ class WorkQueue:
                 continue
             lease = self._claims.claim(mark.id, lease_s)
             if lease is None:
-                num_silent += not self._claims.has_shown_life(mark.id)
+                num_silent_claims += not self._claims.has_shown_life(mark.id)
             elif self._store.exists(f"running/{mark.name}"):
                 self.give_back(ClaimedWork(self.read(mark.id), lease))
                 recovered_ids.append(mark.id)
             else:
                 lease.release()
-        self.num_silent = num_silent
+        self.num_silent = num_silent_claims
         return recovered_ids
 
     def _write_end(self, work_id: str, state: WorkEnd, note: str) -> None:
-        ended_work = EndedWork(work_id, state, int(time.time() * 1000))
-        self._store.write(f"ended/{end_name(ended_work)}", json.dumps({"note": note}).encode())
+        mark_name = ended_mark_name(EndedWork(work_id, state, int(time.time() * 1000)))
+        self._store.write(f"ended/{mark_name}", json.dumps({"note": note}).encode())

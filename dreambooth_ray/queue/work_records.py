@@ -83,9 +83,9 @@ class WorkMark:
     @property
     def name(self) -> str:
         """Below `waiting` or `running`: sorted, it is the order of turns within an owner."""
-        created_second, rank = self.created_ms // 1000, MAX_PRIORITY - self.priority
-        folder = f"{quote_owner(self.owner)}/{rank:06d}/{created_second:012d}"
-        return f"{folder}/{self.created_ms:015d}-{self.id}"
+        created_second, priority_rank = self.created_ms // 1000, MAX_PRIORITY - self.priority
+        mark_folder = f"{quote_owner(self.owner)}/{priority_rank:06d}/{created_second:012d}"
+        return f"{mark_folder}/{self.created_ms:015d}-{self.id}"
 
     @classmethod
     def of(cls, record: WorkRecord) -> "WorkMark":
@@ -96,11 +96,11 @@ class WorkMark:
     def parse(cls, name: str) -> "WorkMark":
         """From its name; raises ConfigError if it is none of this version's."""
         try:
-            owner, rank, _, file_name = name.split("/")
+            owner, priority_rank, _, file_name = name.split("/")
             created_ms, _, work_id = file_name.partition("-")
-            return cls(work_id, unquote(owner), MAX_PRIORITY - int(rank), int(created_ms))
+            return cls(work_id, unquote(owner), MAX_PRIORITY - int(priority_rank), int(created_ms))
         except ValueError as error:
-            raise _foreign_mark_error(name) from error
+            raise _unknown_mark_error(name) from error
 
 
 @dataclass(frozen=True)
@@ -113,21 +113,21 @@ class EndedWork:
     note: str = ""
 
 
-def end_name(ended: EndedWork) -> str:
+def ended_mark_name(ended: EndedWork) -> str:
     """Of its mark, below `ended`."""
     return f"{ended.ended_ms // 1000:012d}/{ended.ended_ms:015d}-{ended.state}-{ended.id}"
 
 
-def parse_end(name: str) -> EndedWork:
+def parse_ended_mark_name(name: str) -> EndedWork:
     """From the name of its mark, less the note; raises ConfigError as `WorkMark.parse`."""
     try:
-        ended_ms, state, work_id = name.rpartition("/")[2].split("-", 2)
-        return EndedWork(work_id, state, int(ended_ms))  # type: ignore[arg-type]
+        ended_ms, end_state, work_id = name.rpartition("/")[2].split("-", 2)
+        return EndedWork(work_id, end_state, int(ended_ms))  # type: ignore[arg-type]
     except ValueError as error:
-        raise _foreign_mark_error(name) from error
+        raise _unknown_mark_error(name) from error
 
 
-def _foreign_mark_error(name: str) -> ConfigError:
+def _unknown_mark_error(name: str) -> ConfigError:
     return ConfigError(
         f"{name!r} in the queue is no mark of this version: update dreambooth-ray if a newer one "
         "wrote it, or else remove that file"
@@ -147,7 +147,7 @@ def quote_owner(owner: str) -> str:
     return quote(owner, safe="").replace(".", "%2E")
 
 
-def record_file(work_id: str) -> str:
+def work_record_path(work_id: str) -> str:
     """Where a record lies: folders of a hundred thousand files are slow on some disks."""
-    shard = hashlib.sha256(work_id.encode()).hexdigest()[:2]
-    return f"records/{shard}/{work_id}.json"
+    folder_prefix = hashlib.sha256(work_id.encode()).hexdigest()[:2]
+    return f"records/{folder_prefix}/{work_id}.json"

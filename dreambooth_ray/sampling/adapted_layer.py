@@ -53,7 +53,7 @@ class AdaptedLayer:
         assert isinstance(weight, Tensor)
         return weight
 
-    def can_batch(self, name: str) -> bool:
+    def can_batch_adapter(self, name: str) -> bool:
         """Whether an adapter's rows can share a product with others'."""
         return isinstance(self._module, nn.Linear) and self.adapters[name].is_plain
 
@@ -65,25 +65,28 @@ class AdaptedLayer:
     def stack_weights(self, mixes: Sequence[AdapterMix]) -> None:
         """Stacks factors to (R, I, r) and (R, r, O)."""
         loaded_mixes = [self._select_loaded(mix) for mix in mixes]
-        ranks = [sum(self._rank(use.name) for use in mix) for mix in loaded_mixes]
+        ranks = [
+            sum(self._adapter_rank(adapter_use.name) for adapter_use in mix) for mix in loaded_mixes
+        ]
         if not any(loaded_mixes):
             self.weights = None
             return
         # Of the last rows alone: callers choose weights freely, so mixes never repeat for sure.
         cache_keys = [(mix, max(ranks)) for mix in loaded_mixes]
         self._padded_weights = {
-            key: self._padded_weights.get(key) or self._pad_factors(*key) for key in cache_keys
+            cache_key: self._padded_weights.get(cache_key) or self._pad_factors(*cache_key)
+            for cache_key in cache_keys
         }
-        padded_factors = [self._padded_weights[key] for key in cache_keys]
+        padded_factors = [self._padded_weights[cache_key] for cache_key in cache_keys]
         self.weights = (
             torch.stack([d for d, _ in padded_factors]),
             torch.stack([u for _, u in padded_factors]),
         )
 
     def _select_loaded(self, mix: AdapterMix) -> AdapterMix:
-        return tuple(use for use in mix if use.name in self.adapters)
+        return tuple(adapter_use for adapter_use in mix if adapter_use.name in self.adapters)
 
-    def _rank(self, name: str) -> int:
+    def _adapter_rank(self, name: str) -> int:
         return int(self.adapters[name].factors["down"].shape[0])
 
     def _pad_factors(self, mix: AdapterMix, rank: int) -> tuple[Tensor, Tensor]:
@@ -97,10 +100,10 @@ class AdaptedLayer:
             base_weight.new_zeros(rank, base_weight.shape[0]),
         )
         begin = 0
-        for use in mix:
-            own_down, own_up = self.adapters[use.name].low_rank()
+        for adapter_use in mix:
+            own_down, own_up = self.adapters[adapter_use.name].low_rank()
             end = begin + own_down.shape[0]
-            down[:, begin:end], up[begin:end] = own_down.T, own_up.T * use.weight
+            down[:, begin:end], up[begin:end] = own_down.T, own_up.T * adapter_use.weight
             begin = end
         return down, up
 
@@ -123,8 +126,8 @@ class AdaptedLayer:
         # largest, which adds nothing; a row without an adapter is all zeros.
         # By shape, not by len: a trace would store len as a constant.
         low = torch.bmm(x.reshape(down.shape[0], -1, x.shape[-1]), down)
-        output_tokens = output.reshape(down.shape[0], -1, output.shape[-1])
-        return torch.baddbmm(output_tokens, low, up).reshape(output.shape)
+        layer_output_tokens = output.reshape(down.shape[0], -1, output.shape[-1])
+        return torch.baddbmm(layer_output_tokens, low, up).reshape(output.shape)
 
     def _run_module(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
         # By its class: `forward` of the module is this object.
@@ -134,7 +137,9 @@ class AdaptedLayer:
         if not mix:
             return self._run_module(x, *inputs, **options)
         # Made for this call alone: kept, it would take as much memory as the model.
-        weighted_adapters = [(self.adapters[use.name], use.weight) for use in mix]
+        weighted_adapters = [
+            (self.adapters[adapter_use.name], adapter_use.weight) for adapter_use in mix
+        ]
         merged_weight = sum_deltas(self._base_weight, weighted_adapters).to(self._base_weight.dtype)
         self.is_on = False
         try:

@@ -10,7 +10,7 @@ from dreambooth_ray.adapters.layer_adapter import LayerAdapter, find_layer
 from dreambooth_ray.config.adapter_mix import AdapterMix
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.sampling.adapted_layer import AdaptedLayer
-from dreambooth_ray.sampling.lora_batching import AdapterMixes, LoraBatch, switched_on
+from dreambooth_ray.sampling.lora_batching import AdapterMixes, LoraBatch, adapters_switched_on
 
 
 class AdaptedNetwork:
@@ -42,10 +42,10 @@ class AdaptedNetwork:
                 assert module is not None
                 self._layers[layer] = AdaptedLayer(layer, module)
             self._layers[layer].add_adapter(name, layers[layer])
-            if not self._layers[layer].can_batch(name):
+            if not self._layers[layer].can_batch_adapter(name):
                 self._unbatchable.add(name)
         self.names.add(name)
-        self._renew_batch()
+        self._rebuild_lora_batch()
 
     def remove_adapter(self, name: str) -> None:
         """Remove an adapter; an unknown name is no error."""
@@ -55,20 +55,23 @@ class AdaptedNetwork:
             layer.remove_adapter(name)
             if not layer.adapters:
                 self._layers.pop(layer.name).restore_forward()
-        self._renew_batch()
+        self._rebuild_lora_batch()
 
-    def _renew_batch(self) -> None:
+    def _rebuild_lora_batch(self) -> None:
         self.lora_batch = LoraBatch(self._layers.values()) if self._layers else None
 
     def is_unbatchable(self, mix: AdapterMix) -> bool:
         """Whether rows of a mix can't share a forward with others."""
-        return any(use.name in self._unbatchable for use in mix)
+        return any(adapter_use.name in self._unbatchable for adapter_use in mix)
 
     def loaded_mixes(self, mixes: Sequence[AdapterMix]) -> AdapterMixes:
         """Of each row, what is loaded of its mix."""
-        return tuple(tuple(use for use in mix if use.name in self.names) for mix in mixes)
+        return tuple(
+            tuple(adapter_use for adapter_use in mix if adapter_use.name in self.names)
+            for mix in mixes
+        )
 
-    def find_batch(self, mixes: AdapterMixes) -> LoraBatch | None:
+    def find_lora_batch(self, mixes: AdapterMixes) -> LoraBatch | None:
         """The LoraBatch that runs these; None where their rows have a forward of their own."""
         return None if self.is_unbatchable(mixes[0]) else self.lora_batch
 
@@ -78,18 +81,18 @@ class AdaptedNetwork:
         loaded_mixes = self.loaded_mixes(mixes)
         if self.lora_batch is None:
             yield
-        elif self.find_batch(loaded_mixes) is not None:
+        elif self.find_lora_batch(loaded_mixes) is not None:
             with self.lora_batch.route_rows(loaded_mixes):
                 yield
         else:
-            layers = list(self._layers.values())
-            for layer in layers:
+            adapted_layers = list(self._layers.values())
+            for layer in adapted_layers:
                 layer.use_merged_mix(loaded_mixes[0])
             try:
-                with switched_on(layers):
+                with adapters_switched_on(adapted_layers):
                     yield
             finally:
-                for layer in layers:
+                for layer in adapted_layers:
                     layer.use_merged_mix(None)
 
     def __call__(

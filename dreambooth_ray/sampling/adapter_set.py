@@ -23,11 +23,11 @@ class AdapterSet:
             name: AdaptedNetwork(encoder) for name, encoder in parts.text_encoders.items()
         }
         networks = {self._family.denoiser.name: parts.denoiser, **parts.text_encoders}
-        shapes = {
+        weight_shapes = {
             part: {name: tuple(weight.shape) for name, weight in network.named_parameters()}
             for part, network in networks.items()
         }
-        self._table = LayerTable(self._family, shapes, directory)
+        self._table = LayerTable(self._family, weight_shapes, directory)
         self.num_bytes: dict[str, int] = {}
 
     def add(self, name: str, path: Path) -> None:
@@ -44,9 +44,9 @@ class AdapterSet:
 
     def _add_layers(self, name: str, adapter: Adapter) -> None:
         self._denoiser.add_adapter(name, adapter.of_part(self._family.denoiser.name))
-        for part, encoder in self.text_encoders.items():
-            if layers := adapter.of_part(part):
-                encoder.add_adapter(name, layers)
+        for part, text_encoder in self.text_encoders.items():
+            if layer_adapters := adapter.of_part(part):
+                text_encoder.add_adapter(name, layer_adapters)
         self.num_bytes[name] = adapter.num_bytes
 
     def remove(self, name: str) -> None:
@@ -57,7 +57,9 @@ class AdapterSet:
 
     def check_loaded(self, mix: AdapterMix) -> None:
         """raises: ConfigError for one that is not loaded"""
-        for use in mix:
-            if use.name not in self._denoiser.names:
+        for adapter_use in mix:
+            if adapter_use.name not in self._denoiser.names:
                 loaded_names = ", ".join(sorted(self._denoiser.names)) or "none"
-                raise ConfigError(f"adapter={use.name!r} is not loaded; there is {loaded_names}")
+                raise ConfigError(
+                    f"adapter={adapter_use.name!r} is not loaded; there is {loaded_names}"
+                )

@@ -16,9 +16,9 @@ from dreambooth_ray.objective.noise_schedule import NoiseSchedule
 from dreambooth_ray.sampling.solver_steps import (
     SolverStep,
     SolverTable,
-    clean_weights,
-    find_level,
-    noise_weights,
+    eps_coefficients,
+    find_noise_level,
+    x0_coefficients,
 )
 
 
@@ -28,30 +28,32 @@ def build_lcm(
     """Luo et al. 2023, arXiv 2310.04378, algorithm 3: fresh noise but for the last step."""
     scheduler = LCMScheduler.from_config(schedule.settings)
     times, alpha_bars = _find_times(scheduler, "lcm", num_steps)
-    prediction_type, steps = schedule.prediction_type, []
+    prediction_type, solver_steps = schedule.prediction_type, []
     for index, t in enumerate(times):
-        is_last = index == num_steps - 1
-        level = find_level(alpha_bars[t])
-        next_level = (1.0, 0.0) if is_last else find_level(alpha_bars[times[index + 1]])
-        x0_weights = clean_weights(prediction_type, *level)
+        is_last_step = index == num_steps - 1
+        noise_level = find_noise_level(alpha_bars[t])
+        next_noise_level = (
+            (1.0, 0.0) if is_last_step else find_noise_level(alpha_bars[times[index + 1]])
+        )
+        x0_weights = x0_coefficients(prediction_type, *noise_level)
         c_skip, c_out = scheduler.get_scalings_for_boundary_condition_discrete(t)
         a, b = (
-            next_level[0] * (c_skip + c_out * x0_weights[0]),
-            next_level[0] * c_out * x0_weights[1],
+            next_noise_level[0] * (c_skip + c_out * x0_weights[0]),
+            next_noise_level[0] * c_out * x0_weights[1],
         )
-        step = SolverStep(
+        solver_step = SolverStep(
             float(t),
-            level,
-            next_level,
+            noise_level,
+            next_noise_level,
             (0.0, 1.0),
             x0_weights,
             a,
             (b,),
-            next_level[1],
+            next_noise_level[1],
             keeps_history=False,
         )
-        steps.append(step)
-    return SolverTable(tuple(steps[begin:]), 1.0)
+        solver_steps.append(solver_step)
+    return SolverTable(tuple(solver_steps[begin:]), 1.0)
 
 
 def build_tcd(
@@ -64,31 +66,31 @@ def build_tcd(
     """
     scheduler = TCDScheduler.from_config(schedule.settings)
     times, alpha_bars = _find_times(scheduler, "tcd", num_steps)
-    prediction_type, steps = schedule.prediction_type, []
+    prediction_type, solver_steps = schedule.prediction_type, []
     for index, t in enumerate(times):
-        is_last = index == num_steps - 1
-        time_to = 0 if is_last else times[index + 1]
+        is_last_step = index == num_steps - 1
+        time_to = 0 if is_last_step else times[index + 1]
         # In float32, as diffusers rounds it.
         time_down = int(np.floor(np.float32(1 - eta) * np.float32(time_to)))
         alpha_bar_to, alpha_bar_down = alpha_bars[time_to], alpha_bars[time_down]
-        level, next_level, down_level = map(
-            find_level, (alpha_bars[t], alpha_bar_to, alpha_bar_down)
+        noise_level, next_noise_level, down_noise_level = map(
+            find_noise_level, (alpha_bars[t], alpha_bar_to, alpha_bar_down)
         )
         x0_weights, eps_weights = (
-            clean_weights(prediction_type, *level),
-            noise_weights(prediction_type, *level),
+            x0_coefficients(prediction_type, *noise_level),
+            eps_coefficients(prediction_type, *noise_level),
         )
         alpha_bar_ratio = alpha_bar_to / alpha_bar_down
         a, b = (
-            math.sqrt(alpha_bar_ratio) * (down_level[0] * c + down_level[1] * n)
+            math.sqrt(alpha_bar_ratio) * (down_noise_level[0] * c + down_noise_level[1] * n)
             for c, n in zip(x0_weights, eps_weights, strict=True)
         )
-        step = SolverStep(
-            float(t), level, next_level, (0.0, 1.0), x0_weights, a, (b,),
+        solver_step = SolverStep(
+            float(t), noise_level, next_noise_level, (0.0, 1.0), x0_weights, a, (b,),
             math.sqrt(1 - alpha_bar_ratio), keeps_history=False,
         )  # fmt: skip
-        steps.append(step)
-    return SolverTable(tuple(steps[begin:]), 1.0)
+        solver_steps.append(solver_step)
+    return SolverTable(tuple(solver_steps[begin:]), 1.0)
 
 
 def _find_times(scheduler: Any, solver: str, num_steps: int) -> tuple[list[int], list[float]]:
@@ -96,11 +98,11 @@ def _find_times(scheduler: Any, solver: str, num_steps: int) -> tuple[list[int],
 
     raises: ConfigError for more steps than the models were distilled at
     """
-    max_steps = int(scheduler.config.original_inference_steps)
-    if num_steps > max_steps:
+    max_sampling_steps = int(scheduler.config.original_inference_steps)
+    if num_steps > max_sampling_steps:
         raise ConfigError(
-            f"num_inference_steps={num_steps} is more than {max_steps}, the time points that "
-            f"models for solver={solver} are distilled at; 4 to 8 are enough"
+            f"num_inference_steps={num_steps} is more than {max_sampling_steps}, the time points "
+            f"that models for solver={solver} are distilled at; 4 to 8 are enough"
         )
     scheduler.set_timesteps(num_steps)
     return scheduler.timesteps.tolist(), scheduler.alphas_cumprod.double().tolist()

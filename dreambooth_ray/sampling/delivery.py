@@ -21,8 +21,8 @@ def deliver_results(handles: list[RequestHandle], codec: LatentCodec, decode_lim
     if finished_requests:
         # As many as the memory was counted for, which may be fewer than share a step.
         latent_batches = torch.split(
-            torch.stack([latents for _, latents in finished_requests]), decode_limit
+            torch.stack([final_latents for _, final_latents in finished_requests]), decode_limit
         )
         images = [image for latent_batch in latent_batches for image in codec.decode(latent_batch)]
-        for (handle, latents), image in zip(finished_requests, images, strict=True):
-            handle.finish(SampleOutput(image, latents, handle.request))
+        for (handle, final_latents), image in zip(finished_requests, images, strict=True):
+            handle.finish(SampleOutput(image, final_latents, handle.request))

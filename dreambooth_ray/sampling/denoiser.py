@@ -53,12 +53,14 @@ class _LoraDenoiser(nn.Module):
     def forward(self, x: Tensor, time: Tensor, *inputs: Tensor) -> Tensor:
         num_lora_weights = 0
         if self._adapted.lora_batch is not None:
-            num_lora_weights = len(self._adapted.lora_batch.weights())
-            self._adapted.lora_batch.replace_weights(inputs[len(inputs) - num_lora_weights :])
+            num_lora_weights = len(self._adapted.lora_batch.list_adapter_weights())
+            self._adapted.lora_batch.replace_adapter_weights(
+                inputs[len(inputs) - num_lora_weights :]
+            )
         return torch.as_tensor(self.function(x, time, *inputs[: len(inputs) - num_lora_weights]))
 
 
-class _RecordedDenoiser:
+class _TracedDenoiser:
     """The whole denoiser by recordings, one for each set of layers with adapters.
 
     A recording is a trace on a CPU, and CUDA graphs on a GPU. It stays valid when adapters come
@@ -76,20 +78,22 @@ class _RecordedDenoiser:
         """The denoiser's output for rows of one group; None where no recording can run it."""
         adapted_network = self._adapted
         if adapted_network.lora_batch is None:
-            return self._recording(())(*inputs)
+            return self._select_recording(())(*inputs)
         mixes = adapted_network.loaded_mixes(adapters)
-        if (lora_batch := adapted_network.find_batch(mixes)) is None:
+        if (lora_batch := adapted_network.find_lora_batch(mixes)) is None:
             return None
         with lora_batch.route_rows(mixes):
-            return self._recording(lora_batch.active_layers())(*inputs, *lora_batch.weights())
+            return self._select_recording(lora_batch.active_layers())(
+                *inputs, *lora_batch.list_adapter_weights()
+            )
 
-    def _recording(self, layer_names: tuple[str, ...]) -> TracedForward | GraphedForward:
+    def _select_recording(self, layer_names: tuple[str, ...]) -> TracedForward | GraphedForward:
         if layer_names not in self._recordings:
-            network = _LoraDenoiser(self._functions, self._adapted)
+            lora_denoiser = _LoraDenoiser(self._functions, self._adapted)
             self._recordings[layer_names] = (
-                GraphedForward(network)
+                GraphedForward(lora_denoiser)
                 if self._is_gpu
-                else TracedForward(network, self._warmup_calls)
+                else TracedForward(lora_denoiser, self._warmup_calls)
             )
         return self._recordings[layer_names]
 
@@ -106,7 +110,7 @@ class Denoiser:
         # As in training, where what is frozen is in half and what is trained is not.
         self._is_mixed = has_mixed_dtypes(network)
         is_gpu = self._first_weight.device.type == "cuda"
-        self._recorded = _RecordedDenoiser(self.functions, self.adapted, warmup_calls, is_gpu)
+        self._recorded = _TracedDenoiser(self.functions, self.adapted, warmup_calls, is_gpu)
         self.in_channels = self.functions.in_channels(network, parts.vae)
 
     @torch.no_grad()
@@ -138,23 +142,29 @@ class Denoiser:
 
     def _predict_group(self, rows: list[ForwardRow]) -> Tensor:
         dtype, device = self._first_weight.dtype, self._first_weight.device
-        inputs = (
+        network_inputs = (
             torch.stack([row.x for row in rows]).to(device, dtype),
             _stack_timesteps(rows, device),
             *self.functions.join_rows([row.conditioning for row in rows]).to(device, dtype).values,
         )
-        adapters = [row.adapters for row in rows]
+        row_adapter_mixes = [row.adapters for row in rows]
         cached_features = [row.cached_features for row in rows if row.cached_features is not None]
         if cached_features and self._deepcache is not None:
             with self._deepcache.replace_features(torch.stack(cached_features)):
-                return self._run_network(inputs, adapters, self._deepcache.network)
+                return self._run_network(network_inputs, row_adapter_mixes, self._deepcache.network)
         if self._deepcache is None or not any(row.returns_features for row in rows):
-            recorded_output = None if self._is_mixed else self._recorded(*inputs, adapters=adapters)
+            traced_output = (
+                None
+                if self._is_mixed
+                else self._recorded(*network_inputs, adapters=row_adapter_mixes)
+            )
             return (
-                self._run_network(inputs, adapters) if recorded_output is None else recorded_output
+                self._run_network(network_inputs, row_adapter_mixes)
+                if traced_output is None
+                else traced_output
             )
         with self._deepcache.collect_features() as collected_features:
-            prediction = self._run_network(inputs, adapters)
+            prediction = self._run_network(network_inputs, row_adapter_mixes)
         for row, features in zip(rows, collected_features[0], strict=True):
             row.cached_features = features if row.returns_features else None
         return prediction

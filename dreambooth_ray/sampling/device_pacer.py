@@ -16,12 +16,12 @@ class DevicePacer:
         self._is_gpu = device.type == "cuda"
         self._marks: deque[torch.cuda.Event] = deque()
 
-    def mark(self) -> None:
+    def mark_step_launched(self) -> None:
         """A step has been launched."""
         if self._is_gpu:
-            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            event.record()
-            self._marks.append(event)
+            cuda_event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            cuda_event.record()
+            self._marks.append(cuda_event)
 
     def wait(self) -> None:
         """Before the next step is launched."""

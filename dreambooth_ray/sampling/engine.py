@@ -38,9 +38,9 @@ from dreambooth_ray.sampling.request_handle import (
     RequestHandle,
     SampleOutput,
 )
+from dreambooth_ray.sampling.request_queue import RequestQueue
 from dreambooth_ray.sampling.request_validator import RequestValidator
 from dreambooth_ray.sampling.shared_step import advance_together
-from dreambooth_ray.sampling.step_queue import StepQueue
 from dreambooth_ray.sampling.vae import LatentCodec
 
 
@@ -71,24 +71,24 @@ class Engine:
         raises: ConfigError for a device that is not there
         """
         self._directory = model if isinstance(model, Path) else None
-        parts = load_components(model) if isinstance(model, Path) else model
+        model_components = load_components(model) if isinstance(model, Path) else model
         self.device = resolve_device(device)
         if dtype is None and self._directory is not None:
-            dtype = resolve_sampling_dtype(self.device, parts.family)
-        place_for_sampling(parts, self.device, dtype)
-        for network in parts.networks.values():
+            dtype = resolve_sampling_dtype(self.device, model_components.family)
+        place_for_sampling(model_components, self.device, dtype)
+        for network in model_components.networks.values():
             network.eval()
         if self._directory is not None:
             # Saves a tenth of a batch of eight on a CPU; weights in training stay as they are.
-            parts.denoiser.to(memory_format=torch.channels_last)
-        self._denoiser = Denoiser(parts, 0 if lives_long else WARMUP_CALLS)
-        self._codec, self._functions = LatentCodec(parts), parts.functions
+            model_components.denoiser.to(memory_format=torch.channels_last)
+        self._denoiser = Denoiser(model_components, 0 if lives_long else WARMUP_CALLS)
+        self._codec, self._functions = LatentCodec(model_components), model_components.functions
         base_folder = base_directory(self._directory) if self._directory else None
-        self._adapters = AdapterSet(parts, self._denoiser.adapted, base_folder)
-        self._prompt_encoder = PromptEncoder(parts, self._adapters.text_encoders)
-        self._validator = RequestValidator(parts, self._codec, memory_limit_bytes)
+        self._adapters = AdapterSet(model_components, self._denoiser.adapted, base_folder)
+        self._prompt_encoder = PromptEncoder(model_components, self._adapters.text_encoders)
+        self._validator = RequestValidator(model_components, self._codec, memory_limit_bytes)
         self.max_batch = max_batch
-        self._queue, self._pacer = StepQueue(), DevicePacer(self.device)
+        self._queue, self._pacer = RequestQueue(), DevicePacer(self.device)
         self.step_costs = StepCosts()
         self._model_hash: str | None = None
         # _queue_changed guards the queue; _step_lock is held in a step: weights do not change then.
@@ -113,15 +113,13 @@ class Engine:
         """
         request = fill_request(self._functions.family, request)
         self._adapters.check_loaded(request.adapters)
-        latent_shape = self._validator.latent_shape(request)
-        solver_table = self._validator.solver_table(request)
-        handle = RequestHandle(
-            request, latent_shape, len(solver_table.steps), on_progress, on_preview, num_previews
-        )
+        shape = self._validator.latent_shape(request)
+        num_steps = len(self._validator.solver_table(request).steps)
+        handle = RequestHandle(request, shape, num_steps, on_progress, on_preview, num_previews)
         with self._queue_changed:
             if self._closing:
                 raise ConfigError("the engine is closed; make another")
-            self._queue.add(latent_shape, handle)
+            self._queue.add(shape, handle)
             self._queue_changed.notify_all()
         return handle
 
@@ -133,13 +131,13 @@ class Engine:
         raises: the error of the first request that fails
         """
         handles = [self.submit(request) for request in requests]
-        num_reported = 0
+        num_images_reported = 0
         while self._thread is None and self.run_step():
-            num_done = sum(t.future.done() for t in handles)
-            if on_progress is not None and num_done > num_reported:
-                on_progress(num_done, len(handles))
-            num_reported = num_done
-            if num_reported == len(handles):
+            num_images_done = sum(t.future.done() for t in handles)
+            if on_progress is not None and num_images_done > num_images_reported:
+                on_progress(num_images_done, len(handles))
+            num_images_reported = num_images_done
+            if num_images_reported == len(handles):
                 break
         return [handle.result() for handle in handles]
 
@@ -148,8 +146,8 @@ class Engine:
         """Denoising steps left, over all requests, in steps of the model's own size."""
         with self._queue_changed:
             handles = self._queue.handles()
-        relative_sizes = [self._validator.relative_size(t.shape) for t in handles]
-        step_costs = map(self.step_costs.cost, relative_sizes)
+        relative_image_sizes = [self._validator.size_relative_to_native(t.shape) for t in handles]
+        step_costs = map(self.step_costs.cost, relative_image_sizes)
         return round(sum(t.remaining_steps * c for t, c in zip(handles, step_costs, strict=True)))
 
     @property
@@ -193,7 +191,7 @@ class Engine:
             self._prompt_encoder.clear_cache()
 
     @property
-    def adapters(self) -> set[str]:
+    def loaded_adapter_names(self) -> set[str]:
         """Names of the loaded adapters."""
         return set(self._denoiser.adapted.names)
 
@@ -232,36 +230,38 @@ class Engine:
         """One step of one batch; False if there was nothing to do."""
         with self._step_lock:
             with self._queue_changed:
-                handles = self._queue.next_batch(
+                handles = self._queue.select_next_batch(
                     lambda shape: self._validator.batch_limit(shape, self.max_batch)
                 )
             if not handles:
                 return False
             started_s = time.monotonic()
             batch = [handle for handle in handles if self._start_request(handle)]
-            is_done = False
+            has_succeeded = False
             try:
                 if batch:
                     self._advance_batch(batch)
                     decode_limit = self._validator.decode_limit(batch[0].shape)
                     deliver_results(batch, self._codec, decode_limit)
-                is_done = True
+                has_succeeded = True
             except torch.OutOfMemoryError as error:
-                message = f"out of memory in a batch of {len(batch)}: {error}; lower max_batch"
-                self._fail_requests(batch, CapacityError(message))
+                error_text = f"out of memory in a batch of {len(batch)}: {error}; lower max_batch"
+                self._fail_requests(batch, CapacityError(error_text))
             except Exception as error:  # a batch that fails must not stop the engine
                 self._fail_requests(batch, error)
             if batch:
-                self._count_time(batch, time.monotonic() - started_s, is_done)
+                self._record_time(batch, time.monotonic() - started_s, has_succeeded)
             return True
 
-    def _count_time(self, batch: list[RequestHandle], seconds: float, is_done: bool) -> None:
+    def _record_time(self, batch: list[RequestHandle], seconds: float, has_succeeded: bool) -> None:
         shape = batch[0].shape
         with self._queue_changed:
-            self._queue.charge(shape, seconds)
-        if is_done:  # a step that failed tells no cost
+            self._queue.add_step_time(shape, seconds)
+        if has_succeeded:  # a step that failed tells no cost
             limit = self._validator.batch_limit(shape, self.max_batch)
-            self.step_costs.record(self._validator.relative_size(shape), len(batch), limit, seconds)
+            self.step_costs.record_step(
+                self._validator.size_relative_to_native(shape), len(batch), limit, seconds
+            )
 
     @staticmethod
     def _fail_requests(handles: list[RequestHandle], error: Exception) -> None:
@@ -285,14 +285,14 @@ class Engine:
         return True
 
     def _encode_prompts(self, handle: RequestHandle) -> tuple[Conditioning, Conditioning | None]:
-        image_frame = ImageFrame.of_whole(*(side * self._codec.factor for side in handle.shape))
-        frame_tensor = torch.tensor([image_frame], device=self.device)
-        return self._prompt_encoder.encode_prompts(handle.request, frame_tensor)
+        frame = ImageFrame.of_whole_image(*(side * self._codec.factor for side in handle.shape))
+        size_and_crop_tensor = torch.tensor([frame], device=self.device)
+        return self._prompt_encoder.encode_prompts(handle.request, size_and_crop_tensor)
 
     @torch.no_grad()
     def _advance_batch(self, handles: list[RequestHandle]) -> None:
         """One forward for all, one solver step for each."""
         self._pacer.wait()
-        batch = [(h.request, h.state) for h in handles if h.state is not None]
-        advance_together(batch, self._denoiser)
-        self._pacer.mark()
+        requests_and_states = [(h.request, h.state) for h in handles if h.state is not None]
+        advance_together(requests_and_states, self._denoiser)
+        self._pacer.mark_step_launched()

@@ -20,10 +20,10 @@ def needs_guidance(request: Request, state: SamplingState) -> bool:
 
 
 def _is_guidance_on(request: Request, state: SamplingState) -> bool:
-    start, end = request.params.guidance_interval
-    fraction_done = state.step_index / len(state.solver_table.steps)
-    is_requested = request.params.guidance_scale != 1 and state.negative_conditioning is not None
-    return is_requested and start <= fraction_done < end
+    interval_start, interval_end = request.params.guidance_interval
+    sampling_fraction_done = state.step_index / len(state.solver_table.steps)
+    uses_guidance = request.params.guidance_scale != 1 and state.negative_conditioning is not None
+    return uses_guidance and interval_start <= sampling_fraction_done < interval_end
 
 
 def build_rows(request: Request, state: SamplingState) -> list[ForwardRow]:
@@ -89,6 +89,8 @@ def apply_guidance(
     )
     if request.params.guidance_rescale:
         # Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16.
-        rescaled = guided_prediction * (conditional.std() / guided_prediction.std())
-        guided_prediction = guided_prediction.lerp(rescaled, request.params.guidance_rescale)
+        rescaled_prediction = guided_prediction * (conditional.std() / guided_prediction.std())
+        guided_prediction = guided_prediction.lerp(
+            rescaled_prediction, request.params.guidance_rescale
+        )
     return guided_prediction

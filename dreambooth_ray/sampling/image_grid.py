@@ -6,10 +6,10 @@ from PIL import Image
 def image_grid(images: list[Image.Image], columns: int, gap_px: int = 2) -> Image.Image:
     """Equal-sized images in rows of `columns` on white."""
     width, height = images[0].size
-    num_rows = -(-len(images) // columns)
+    num_grid_rows = -(-len(images) // columns)
     grid_image = Image.new(
         "RGB",
-        (columns * (width + gap_px) - gap_px, num_rows * (height + gap_px) - gap_px),
+        (columns * (width + gap_px) - gap_px, num_grid_rows * (height + gap_px) - gap_px),
         (255, 255, 255),
     )
     for i, image in enumerate(images):

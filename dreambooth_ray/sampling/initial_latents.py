@@ -31,27 +31,29 @@ def build_initial_state(
     # On the CPU, as diffusers' pipeline does with torch.Generator().manual_seed(seed).
     generator = torch.Generator().manual_seed(request.seed)
     noise = torch.randn((1, codec.channels, *shape), generator=generator)[0]
-    state = SamplingState(
+    sampling_state = SamplingState(
         solver_table, noise * solver_table.initial_scale, *conditionings, preview_latents=noise
     )
     size_px = shape[1] * codec.factor, shape[0] * codec.factor
     image = _resize_image(request.image, size_px, Image.Resampling.LANCZOS)
-    mask = _resize_image(request.mask, size_px, Image.Resampling.NEAREST)
+    inpainting_mask = _resize_image(request.mask, size_px, Image.Resampling.NEAREST)
     if image is not None:
         alpha, sigma = solver_table.steps[0].level
         image_latents = codec.encode(image)
         # As in diffusers' pipelines: what is generated anew at full strength begins in pure noise.
-        if mask is None or request.strength < 1:
-            state.latents = alpha * image_latents + sigma * noise
-        if mask is not None and in_channels == codec.channels:
-            state.image_latents, state.noise, state.mask = (
+        if inpainting_mask is None or request.strength < 1:
+            sampling_state.latents = alpha * image_latents + sigma * noise
+        if inpainting_mask is not None and in_channels == codec.channels:
+            sampling_state.image_latents, sampling_state.noise, sampling_state.mask = (
                 image_latents,
                 noise,
-                latent_mask(mask, *shape),
+                latent_mask(inpainting_mask, *shape),
             )
     if in_channels > codec.channels:
-        state.inpainting_channels = _inpainting_channels(image, mask, shape, codec, size_px)
-    return state
+        sampling_state.inpainting_channels = _inpainting_channels(
+            image, inpainting_mask, shape, codec, size_px
+        )
+    return sampling_state
 
 
 def _resize_image(

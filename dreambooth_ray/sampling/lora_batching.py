@@ -23,7 +23,7 @@ class LoraBatch:
         self._layers = list(layers)
         self._mixes: AdapterMixes | None = None
 
-    def weights(self) -> list[Tensor]:
+    def list_adapter_weights(self) -> list[Tensor]:
         """Weights of all layers with adapters for the current rows."""
         return [weight for layer in self._layers for weight in layer.weights or ()]
 
@@ -31,16 +31,16 @@ class LoraBatch:
         """The names of those layers."""
         return tuple(layer.name for layer in self._layers if layer.weights is not None)
 
-    def replace_weights(self, weights: Sequence[Tensor]) -> None:
+    def replace_adapter_weights(self, weights: Sequence[Tensor]) -> None:
         """Use these weights instead, in the order of `weights()`.
 
         A trace keeps every tensor that it meets as a constant, unless it is one of its inputs. So
         weights go in as inputs and are put back here: one trace then serves whichever adapters.
         """
-        replacements = iter(weights)
+        weight_iterator = iter(weights)
         for layer in self._layers:
             if layer.weights is not None:
-                layer.weights = next(replacements), next(replacements)
+                layer.weights = next(weight_iterator), next(weight_iterator)
 
     @contextmanager
     def route_rows(self, mixes: AdapterMixes) -> Iterator[None]:
@@ -50,12 +50,12 @@ class LoraBatch:
             for layer in self._layers:
                 layer.stack_weights(mixes)
             self._mixes = mixes
-        with switched_on(self._layers):
+        with adapters_switched_on(self._layers):
             yield
 
 
 @contextmanager
-def switched_on(layers: Sequence[AdaptedLayer]) -> Iterator[None]:
+def adapters_switched_on(layers: Sequence[AdaptedLayer]) -> Iterator[None]:
     """Inside, layers are adapted."""
     for layer in layers:
         layer.is_on = True

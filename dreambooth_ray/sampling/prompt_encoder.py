@@ -50,7 +50,8 @@ class PromptEncoder:
             self._cache.move_to_end(cache_key)
             return self._cache[cache_key]
         encoder_forwards = {
-            name: _build_forward(adapted, adapters) for name, adapted in self._adapted.items()
+            encoder_name: _build_encoder_forward(adapted, adapters)
+            for encoder_name, adapted in self._adapted.items()
         }
         model_functions = self._parts.functions
         encode_function = (
@@ -72,10 +73,10 @@ class PromptEncoder:
         model_functions, clip_skip = self._parts.functions, request.params.clip_skip
         if model_functions.family.embeds_guidance:
             prompt_conditioning = self.encode(request.prompt, clip_skip, request.adapters)
-            guided_conditioning = model_functions.tell_guidance(
+            conditioning_with_guidance = model_functions.tell_guidance(
                 prompt_conditioning, request.params.guidance_scale
             )
-            return model_functions.add_frames(guided_conditioning, frames), None
+            return model_functions.add_frames(conditioning_with_guidance, frames), None
         positive_conditioning, negative_conditioning = self.encode_pair(
             request.prompt, request.negative_prompt, clip_skip, request.adapters
         )
@@ -96,7 +97,7 @@ class PromptEncoder:
         )
 
 
-def _build_forward(adapted: AdaptedNetwork, adapters: AdapterMix) -> Callable[..., Any]:
+def _build_encoder_forward(adapted: AdaptedNetwork, adapters: AdapterMix) -> Callable[..., Any]:
     """A text encoder as `ModelFunctions.encode_prompt` takes it."""
     is_mixed_precision = has_mixed_dtypes(adapted.network)
 

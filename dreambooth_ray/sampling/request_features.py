@@ -9,20 +9,22 @@ from dreambooth_ray.sampling.request import Request
 
 def check_features(family: ModelFamily, request: Request) -> None:
     """raises: ConfigError naming the field"""
-    params = request.params
-    if params.solver not in family.solvers:
+    sampling_params = request.params
+    if sampling_params.solver not in family.solvers:
         raise ConfigError(
-            f"solver={params.solver!r} is not for {family.title}; take {', '.join(family.solvers)}"
+            f"solver={sampling_params.solver!r} is not for {family.title}; "
+            f"take {', '.join(family.solvers)}"
         )
-    if params.guidance_scale != 1 and not family.has_guidance:
+    if sampling_params.guidance_scale != 1 and not family.has_guidance:
         raise ConfigError(
-            f"guidance_scale={params.guidance_scale:g} is not for {family.title}; leave it out"
+            f"guidance_scale={sampling_params.guidance_scale:g} is not for {family.title}; leave "
+            "it out"
         )
-    if unsupported_field := find_unsupported_guidance(family, params):
+    if unsupported_field := find_unsupported_guidance(family, sampling_params):
         raise ConfigError(f"{unsupported_field} is not for {family.title}; leave it out")
     requested_fields = {
-        "clip_skip": params.clip_skip != 0,
-        "cache_every": params.cache_every > 1,
+        "clip_skip": sampling_params.clip_skip != 0,
+        "cache_every": sampling_params.cache_every > 1,
         "image": request.image is not None and request.mask is None,
         "mask": request.mask is not None,
         "negative_prompt": bool(request.negative_prompt) and family.embeds_guidance,

@@ -74,11 +74,11 @@ class SamplingState:
         """The state on a device, where it then stays: a step copies nothing there or back."""
         if device.type == "cpu":
             return self
-        solver_timesteps = [step.timestep for step in self.solver_table.steps]
+        solver_timesteps = [solver_step.timestep for solver_step in self.solver_table.steps]
         self.timesteps = torch.tensor(solver_timesteps, dtype=torch.float32)
-        for field_name, value in vars(self).items():
-            if isinstance(value, Tensor) and value.device.type == "cpu":
-                setattr(self, field_name, copy_to_gpu(value, device))
+        for field_name, field_value in vars(self).items():
+            if isinstance(field_value, Tensor) and field_value.device.type == "cpu":
+                setattr(self, field_name, copy_to_gpu(field_value, device))
         self.conditioning = self.conditioning.to(device)
         if self.negative_conditioning is not None:
             self.negative_conditioning = self.negative_conditioning.to(device)

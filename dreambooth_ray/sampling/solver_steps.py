@@ -39,7 +39,7 @@ class SolverTable:
     initial_scale: float
 
 
-def clean_weights(kind: str, alpha: float, sigma: float) -> Pair:
+def x0_coefficients(kind: str, alpha: float, sigma: float) -> Pair:
     """(p, q) of x0 = p x + q m."""
     if kind == "v_prediction":
         return alpha, -sigma
@@ -51,12 +51,12 @@ def clean_weights(kind: str, alpha: float, sigma: float) -> Pair:
     return 1 / alpha, -sigma / alpha
 
 
-def noise_weights(kind: str, alpha: float, sigma: float) -> Pair:
+def eps_coefficients(kind: str, alpha: float, sigma: float) -> Pair:
     """(p, q) of eps = p x + q m."""
     return (sigma, alpha) if kind == "v_prediction" else (0.0, 1.0)
 
 
-def find_level(alpha_bar: float) -> Pair:
+def find_noise_level(alpha_bar: float) -> Pair:
     """(alpha, sigma) by the share of the variance that is the image's."""
     return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
 
@@ -75,8 +75,8 @@ def apply_step(
     p, q = step.history_weights
     h = m if (p, q) == (0.0, 1.0) else p * x + q * m
     next_state = step.a * x + step.b[0] * h
-    for weight, past in zip(step.b[1:], history, strict=False):
-        next_state += weight * past
+    for history_weight, past_prediction in zip(step.b[1:], history, strict=False):
+        next_state += history_weight * past_prediction
     if step.noise_scale and z is not None:
         next_state += step.noise_scale * z
     if step.keeps_history:

@@ -31,14 +31,14 @@ from dreambooth_ray.sampling.solver_steps import (
     Pair,
     SolverStep,
     SolverTable,
-    clean_weights,
-    find_level,
-    noise_weights,
+    eps_coefficients,
+    find_noise_level,
+    x0_coefficients,
 )
 
 
 @functools.lru_cache(maxsize=512)
-def build_table(
+def build_solver_table(
     schedule: NoiseSchedule | FlowSchedule,
     solver: str,
     num_steps: int,
@@ -72,16 +72,16 @@ def _ddim(
     """Song et al. 2020, arXiv 2010.02502, eq. 12."""
     scheduler = DDIMScheduler.from_config(schedule.settings)
     scheduler.set_timesteps(num_steps)
-    stride = scheduler.config.num_train_timesteps // num_steps
+    timestep_stride = scheduler.config.num_train_timesteps // num_steps
     alpha_bars = scheduler.alphas_cumprod.double().numpy()
-    prediction_type, steps = schedule.prediction_type, []
+    prediction_type, solver_steps = schedule.prediction_type, []
     for t in scheduler.timesteps[begin:].tolist():
         alpha_bar, final_alpha_bar = alpha_bars[t], float(scheduler.final_alpha_cumprod)
-        alpha_bar_to = alpha_bars[t - stride] if t >= stride else final_alpha_bar
-        level, next_level = find_level(alpha_bar), find_level(alpha_bar_to)
+        alpha_bar_to = alpha_bars[t - timestep_stride] if t >= timestep_stride else final_alpha_bar
+        noise_level, next_noise_level = find_noise_level(alpha_bar), find_noise_level(alpha_bar_to)
         x0_weights, eps_weights = (
-            clean_weights(prediction_type, *level),
-            noise_weights(prediction_type, *level),
+            x0_coefficients(prediction_type, *noise_level),
+            eps_coefficients(prediction_type, *noise_level),
         )
         noise_scale = eta * float(
             np.sqrt((1 - alpha_bar_to) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_to))
@@ -89,14 +89,14 @@ def _ddim(
         # What points to x0's noise and what is fresh have the target's variance together.
         direction_scale = float(np.sqrt(1 - alpha_bar_to - noise_scale**2))
         a, b = (
-            next_level[0] * c + direction_scale * n
+            next_noise_level[0] * c + direction_scale * n
             for c, n in zip(x0_weights, eps_weights, strict=True)
         )
-        steps.append(
+        solver_steps.append(
             SolverStep(
                 float(t),
-                level,
-                next_level,
+                noise_level,
+                next_noise_level,
                 (0.0, 1.0),
                 x0_weights,
                 a,
@@ -105,7 +105,7 @@ def _ddim(
                 keeps_history=False,
             )
         )
-    return SolverTable(tuple(steps), 1.0)
+    return SolverTable(tuple(solver_steps), 1.0)
 
 
 # Adams-Bashforth weights by the number of predictions there are, newest first.
@@ -126,44 +126,50 @@ def _plms(
     scheduler = PNDMScheduler.from_config(schedule.settings, skip_prk_steps=True)
     scheduler.set_timesteps(num_steps)
     alpha_bars = scheduler.alphas_cumprod.double().numpy()
-    stride = scheduler.config.num_train_timesteps // num_steps
+    timestep_stride = scheduler.config.num_train_timesteps // num_steps
     # Without the repeated second point; it is added again for any first step.
     timesteps = list(dict.fromkeys(scheduler.timesteps.tolist()))[begin:]
-    prediction_type, steps = schedule.prediction_type, []
+    prediction_type, solver_steps = schedule.prediction_type, []
     for num_predictions, t in enumerate(timesteps, 1):
         alpha_bar = alpha_bars[t]
         alpha_bar_to = (
-            alpha_bars[t - stride] if t >= stride else float(scheduler.final_alpha_cumprod)
+            alpha_bars[t - timestep_stride]
+            if t >= timestep_stride
+            else float(scheduler.final_alpha_cumprod)
         )
-        level, next_level = find_level(alpha_bar), find_level(alpha_bar_to)
-        x0_weights = clean_weights(prediction_type, *level)
-        a, b = _transfer_weights(prediction_type, alpha_bar, alpha_bar_to)
-        weights = tuple(b * w for w in _ADAMS[min(num_predictions, 4) - 1])
-        steps.append(SolverStep(float(t), level, next_level, (0.0, 1.0), x0_weights, a, weights))
+        noise_level, next_noise_level = find_noise_level(alpha_bar), find_noise_level(alpha_bar_to)
+        x0_weights = x0_coefficients(prediction_type, *noise_level)
+        a, b = _pndm_transfer_weights(prediction_type, alpha_bar, alpha_bar_to)
+        history_weights = tuple(b * w for w in _ADAMS[min(num_predictions, 4) - 1])
+        solver_steps.append(
+            SolverStep(
+                float(t), noise_level, next_noise_level, (0.0, 1.0), x0_weights, a, history_weights
+            )
+        )
         if num_predictions == 1 and len(timesteps) > 1:
             # Heun's correction: again from the state before the first step, which was
             # (x - b m) / a, by the mean of the predictions at both ends.
-            end_level, start_timestep = (
-                find_level(alpha_bars[timesteps[1]]),
-                min(timesteps[1] + stride, len(alpha_bars) - 1),
+            correction_noise_level, correction_start_timestep = (
+                find_noise_level(alpha_bars[timesteps[1]]),
+                min(timesteps[1] + timestep_stride, len(alpha_bars) - 1),
             )
-            a_again, b_again = _transfer_weights(
-                prediction_type, alpha_bars[start_timestep], alpha_bars[timesteps[1]]
+            correction_a, correction_b = _pndm_transfer_weights(
+                prediction_type, alpha_bars[correction_start_timestep], alpha_bars[timesteps[1]]
             )
-            corrected_weights = (b_again / 2, b_again / 2 - a_again / a * b)
+            correction_weights = (correction_b / 2, correction_b / 2 - correction_a / a * b)
             correction_step = SolverStep(
-                float(timesteps[1]), end_level, end_level, (0.0, 1.0),
-                clean_weights(prediction_type, *end_level), a_again / a,
-                corrected_weights, keeps_history=False,
+                float(timesteps[1]), correction_noise_level, correction_noise_level, (0.0, 1.0),
+                x0_coefficients(prediction_type, *correction_noise_level), correction_a / a,
+                correction_weights, keeps_history=False,
             )  # fmt: skip
-            steps.append(correction_step)
-    return SolverTable(tuple(steps), 1.0)
+            solver_steps.append(correction_step)
+    return SolverTable(tuple(solver_steps), 1.0)
 
 
-def _transfer_weights(prediction_type: str, alpha_bar: float, alpha_bar_to: float) -> Pair:
+def _pndm_transfer_weights(prediction_type: str, alpha_bar: float, alpha_bar_to: float) -> Pair:
     """Weights of x and m in formula (9) of the PNDM paper."""
     (p, q), a = (
-        noise_weights(prediction_type, *find_level(alpha_bar)),
+        eps_coefficients(prediction_type, *find_noise_level(alpha_bar)),
         float(np.sqrt(alpha_bar_to / alpha_bar)),
     )
     denominator = alpha_bar * np.sqrt(1 - alpha_bar_to) + np.sqrt(
@@ -173,7 +179,7 @@ def _transfer_weights(prediction_type: str, alpha_bar: float, alpha_bar_to: floa
     return a + eps_factor * p, eps_factor * q
 
 
-def _levels(sigmas: list[float]) -> list[Pair]:
+def _noise_levels(sigmas: list[float]) -> list[Pair]:
     return [(1 / float(np.hypot(1, s)), s / float(np.hypot(1, s))) for s in sigmas]
 
 
@@ -207,22 +213,26 @@ def _euler_table(
 ) -> SolverTable:
     """down_up_sigmas[i]: (sigma the step into point i goes down to, sigma of fresh noise there)."""
     sigmas = scheduler.sigmas.double().tolist()
-    levels, prediction_type, steps = _levels(sigmas), schedule.prediction_type, []
+    noise_levels, prediction_type, solver_steps = (
+        _noise_levels(sigmas),
+        schedule.prediction_type,
+        [],
+    )
     for i, t in enumerate(scheduler.timesteps.tolist()):
         sigma_down, sigma_up = down_up_sigmas[i + 1]
         variance_scale = 1 / float(np.hypot(1, sigmas[i + 1]))
-        eps_weights = noise_weights(prediction_type, *levels[i])
+        eps_weights = eps_coefficients(prediction_type, *noise_levels[i])
         # In sigma space x + (sigma_down - sigma) eps; both ends divided to unit variance.
         eps_factor = (sigma_down - sigmas[i]) * variance_scale
         a = float(np.hypot(1, sigmas[i])) * variance_scale
-        step = SolverStep(
-            float(t), levels[i], levels[i + 1], (0.0, 1.0),
-            clean_weights(prediction_type, *levels[i]), a + eps_factor * eps_weights[0],
+        solver_step = SolverStep(
+            float(t), noise_levels[i], noise_levels[i + 1], (0.0, 1.0),
+            x0_coefficients(prediction_type, *noise_levels[i]), a + eps_factor * eps_weights[0],
             (eps_factor * eps_weights[1],), sigma_up * variance_scale, keeps_history=False,
         )  # fmt: skip
-        steps.append(step)
+        solver_steps.append(solver_step)
     initial_scale = float(scheduler.init_noise_sigma) / float(np.hypot(1, sigmas[0]))
-    return SolverTable(tuple(steps[begin:]), initial_scale)
+    return SolverTable(tuple(solver_steps[begin:]), initial_scale)
 
 
 def _dpmpp_2m(
@@ -235,22 +245,26 @@ def _dpmpp_2m(
     )  # fmt: skip
     scheduler.set_timesteps(num_steps)
     sigmas = scheduler.sigmas.double().tolist()
-    levels, prediction_type, steps = _levels(sigmas), schedule.prediction_type, []
+    noise_levels, prediction_type, solver_steps = (
+        _noise_levels(sigmas),
+        schedule.prediction_type,
+        [],
+    )
     for i in range(begin, num_steps):
-        (alpha, sigma), (alpha_to, sigma_to) = levels[i], levels[i + 1]
+        (alpha, sigma), (alpha_to, sigma_to) = noise_levels[i], noise_levels[i + 1]
         # Exact if x0 were constant over the step. Second order: x0 at the step's middle, by a line
         # through the last two; not at first (there is one), nor last (log-SNR ends in infinity).
         x0_factor = alpha * sigma_to / sigma - alpha_to
-        weights: tuple[float, ...] = (-x0_factor,)
+        history_weights: tuple[float, ...] = (-x0_factor,)
         if begin < i < num_steps - 1:
             # Log-SNR is -log of sigma in sigma space.
             log_snr_ratio = np.log(sigmas[i - 1] / sigmas[i]) / np.log(sigmas[i] / sigmas[i + 1])
             second_order_weight = 0.5 * x0_factor / float(log_snr_ratio)
-            weights = (-x0_factor - second_order_weight, second_order_weight)
-        x0_weights = clean_weights(prediction_type, alpha, sigma)
-        step = SolverStep(
-            float(scheduler.timesteps[i]), levels[i], levels[i + 1], x0_weights, x0_weights,
-            sigma_to / sigma, weights,
+            history_weights = (-x0_factor - second_order_weight, second_order_weight)
+        x0_weights = x0_coefficients(prediction_type, alpha, sigma)
+        solver_step = SolverStep(
+            float(scheduler.timesteps[i]), noise_levels[i], noise_levels[i + 1], x0_weights,
+            x0_weights, sigma_to / sigma, history_weights,
         )  # fmt: skip
-        steps.append(step)
-    return SolverTable(tuple(steps), 1.0)
+        solver_steps.append(solver_step)
+    return SolverTable(tuple(solver_steps), 1.0)

@@ -64,9 +64,12 @@ class LatentCodec:
 
         One matrix product: colours are a linear map of latents, fitted once to the VAE.
         """
-        matrix, offset = self._preview_weights
-        rgb = torch.einsum("rc,chw->rhw", matrix, latents.float().cpu()) + offset[:, None, None]
-        small_image = _to_images(rgb[None])[0]
+        colour_matrix, colour_offset = self._preview_weights
+        preview_pixels = (
+            torch.einsum("rc,chw->rhw", colour_matrix, latents.float().cpu())
+            + colour_offset[:, None, None]
+        )
+        small_image = _to_images(preview_pixels[None])[0]
         size_px = small_image.width * self.factor, small_image.height * self.factor
         return small_image.resize(size_px, Image.Resampling.BICUBIC)
 
@@ -75,17 +78,19 @@ class LatentCodec:
         """(3, C) and (3,): least squares from smooth random latents to their mean colours."""
         generator = torch.Generator().manual_seed(0)
         coarse_latents = torch.randn(_PROBES, self.channels, 3, 3, generator=generator)
-        side = 8
-        latents = F.interpolate(coarse_latents, (side, side), mode="bicubic", align_corners=True)
+        probe_side = 8
+        probe_latents = F.interpolate(
+            coarse_latents, (probe_side, probe_side), mode="bicubic", align_corners=True
+        )
         with torch.no_grad():
-            pixels = F.avg_pool2d(self._decode_pixels(latents).cpu(), self.factor)
-        latent_rows = latents.permute(0, 2, 3, 1).reshape(-1, self.channels).double()
-        latent_rows = torch.cat(
-            [latent_rows, torch.ones(len(latent_rows), 1, dtype=torch.float64)], dim=1
+            pixels = F.avg_pool2d(self._decode_pixels(probe_latents).cpu(), self.factor)
+        latent_vectors = probe_latents.permute(0, 2, 3, 1).reshape(-1, self.channels).double()
+        latent_vectors = torch.cat(
+            [latent_vectors, torch.ones(len(latent_vectors), 1, dtype=torch.float64)], dim=1
         )
         pixel_colours = pixels.permute(0, 2, 3, 1).reshape(-1, 3).double()
-        solution = torch.linalg.lstsq(latent_rows, pixel_colours).solution.float()
-        return solution[:-1].T.contiguous(), solution[-1]
+        least_squares_solution = torch.linalg.lstsq(latent_vectors, pixel_colours).solution.float()
+        return least_squares_solution[:-1].T.contiguous(), least_squares_solution[-1]
 
 
 def latent_mask(mask: Image.Image, height: int, width: int) -> Tensor:
@@ -95,8 +100,8 @@ def latent_mask(mask: Image.Image, height: int, width: int) -> Tensor:
 
 def _to_binary(mask: Image.Image) -> Tensor:
     """(1, H, W) float32: 1 where white."""
-    grey = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)
-    return (grey[None] >= 0.5).float()
+    grey_mask = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32) / 255)
+    return (grey_mask[None] >= 0.5).float()
 
 
 def _to_pixels(image: Image.Image) -> Tensor:

@@ -30,7 +30,7 @@ def open_artifact(store: Store, name: str, local: Path) -> tuple[Path, dict[str,
     return store.local_path(folder), artifact_metadata
 
 
-def download_whole(store: Store, folder: str, local: Path, manifest: bytes) -> None:
+def download_whole_artifact(store: Store, folder: str, local: Path, manifest: bytes) -> None:
     """As `download_folder`, manifest included; `local` appears whole or not at all.
 
     Where several processes download the same, one of them makes `local`.

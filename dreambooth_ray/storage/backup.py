@@ -31,7 +31,7 @@ def copy_storage(source: Store, target: Store) -> CopySummary:
     target_files = {file.name: file for file in list_files(target)}
     source_files = list_files(source)
     outdated_files = [
-        file for file in source_files if not _is_current(file, target_files.get(file.name))
+        file for file in source_files if not _is_copy_current(file, target_files.get(file.name))
     ]
     if outdated_files:
         target.check_writable()
@@ -50,15 +50,18 @@ def copy_storage(source: Store, target: Store) -> CopySummary:
                 return size_bytes
             return None
 
-        sizes = list(pool.map(copy_file, range(len(outdated_files)), outdated_files))
-    copied_sizes = [size_bytes for size_bytes in sizes if size_bytes is not None]
-    num_gone = len(outdated_files) - len(copied_sizes)
+        sizes_or_none = list(pool.map(copy_file, range(len(outdated_files)), outdated_files))
+    copied_sizes = [size_bytes for size_bytes in sizes_or_none if size_bytes is not None]
+    num_files_gone = len(outdated_files) - len(copied_sizes)
     return CopySummary(
-        len(copied_sizes), sum(copied_sizes), len(source_files) - len(outdated_files), num_gone
+        len(copied_sizes),
+        sum(copied_sizes),
+        len(source_files) - len(outdated_files),
+        num_files_gone,
     )
 
 
-def _is_current(file: ListedFile, copy: ListedFile | None) -> bool:
+def _is_copy_current(file: ListedFile, copy: ListedFile | None) -> bool:
     return (
         copy is not None
         and copy.size_bytes == file.size_bytes

@@ -54,12 +54,16 @@ class RunHistory:
 
     def is_valid(self, step: int, lease: int) -> bool:
         """Whether what the holder of `lease` wrote about `step` counts."""
-        return all(step <= resumed for number, resumed in self.takeovers if number > lease)
+        return all(
+            step <= resumed for takeover_lease, resumed in self.takeovers if takeover_lease > lease
+        )
 
     @property
     def checkpoints(self) -> dict[int, CheckpointId]:
         """The checkpoint that counts, by step, ascending; of one step the highest lease's."""
-        return {entry.step: entry for entry in self.select_valid(self.pointers)}
+        return {
+            checkpoint_id.step: checkpoint_id for checkpoint_id in self.select_valid(self.pointers)
+        }
 
     def select_valid(self, entries: tuple[CheckpointId, ...]) -> list[CheckpointId]:
         """Those that count, ascending, one a step."""
@@ -70,12 +74,18 @@ class RunHistory:
     def void_checkpoints(self) -> list[CheckpointId]:
         """Pointers that count no more."""
         valid_checkpoints = set(self.checkpoints.values())
-        return [entry for entry in self.pointers if entry not in valid_checkpoints]
+        return [
+            checkpoint_id
+            for checkpoint_id in self.pointers
+            if checkpoint_id not in valid_checkpoints
+        ]
 
     @property
     def newest_lease(self) -> int:
         """The highest number in any name."""
-        lease_numbers = [entry.lease for entry in self.pointers] + [n for n, _ in self.takeovers]
+        lease_numbers = [checkpoint_id.lease for checkpoint_id in self.pointers] + [
+            n for n, _ in self.takeovers
+        ]
         return max(lease_numbers, default=0)
 
 
@@ -109,11 +119,11 @@ def record_takeover(run: Store, lease: int) -> int:
 
     Before anything else is written by that holder. The first of a run has nobody to fence off.
     """
-    step = max(read_history(run).checkpoints, default=0)
+    newest_step = max(read_history(run).checkpoints, default=0)
     if lease > 1:
-        takeover_record = {"lease": lease, "step": step, "at": time.time()}
-        run.write(paths.takeover(lease, step), json.dumps(takeover_record).encode())
-    return step
+        takeover_record = {"lease": lease, "step": newest_step, "at": time.time()}
+        run.write(paths.takeover_file(lease, newest_step), json.dumps(takeover_record).encode())
+    return newest_step
 
 
 def keep_lease(
@@ -127,43 +137,43 @@ def keep_lease(
     return LeaseKeeper(lease_waiter, say, at_least=read_history(run).newest_lease + 1)
 
 
-def is_followed(run: Store, lease: int) -> bool:
+def has_newer_holder(run: Store, lease: int) -> bool:
     """Whether a newer holder than that of `lease` is known; one request.
 
     Who asks this after a commit, and lists checkpoints later still, may remove old ones: a newer
     holder that comes in between finds that commit when it looks for where to go on from.
     """
-    return (run_leases(run).newest_number() or 0) > lease
+    return (run_leases(run).newest_lease_number() or 0) > lease
 
 
-def numbered(name: str, lease: int) -> str:
+def numbered_file_name(name: str, lease: int) -> str:
     """The holder's own file of that name: "end.json" of lease 3 is "end-000003.json".
 
     The first holder's, and those of versions that had no numbers, are plain.
     """
-    stem, dot, suffix = name.rpartition(".")
-    return f"{stem}-{lease:06d}{dot}{suffix}" if lease > 1 else name
+    stem, separator, suffix = name.rpartition(".")
+    return f"{stem}-{lease:06d}{separator}{suffix}" if lease > 1 else name
 
 
-def numbers_of(names: list[str], name: str, up_to_lease: int | None = None) -> list[int]:
+def list_lease_numbers(names: list[str], name: str, up_to_lease: int | None = None) -> list[int]:
     """Lease numbers of the holders' files called `name` among `names`, newest first.
 
     up_to_lease: leave out those of later holders
     """
     stem, _, suffix = name.rpartition(".")
-    name_pattern = re.compile(rf"{re.escape(stem)}(?:-(\d{{6}}))?\.{re.escape(suffix)}")
-    matches = (name_pattern.fullmatch(entry) for entry in names)
-    lease_numbers = [int(match.group(1) or 1) for match in matches if match]
+    holder_file_pattern = re.compile(rf"{re.escape(stem)}(?:-(\d{{6}}))?\.{re.escape(suffix)}")
+    name_matches = (holder_file_pattern.fullmatch(file_name) for file_name in names)
+    lease_numbers = [int(match.group(1) or 1) for match in name_matches if match]
     return sorted(
         (n for n in lease_numbers if up_to_lease is None or n <= up_to_lease), reverse=True
     )
 
 
-def read_newest(run: Store, name: str, up_to_lease: int | None = None) -> bytes | None:
+def read_newest_holder_file(run: Store, name: str, up_to_lease: int | None = None) -> bytes | None:
     """Content of the newest holder's file of that name; None if no holder has one."""
-    while lease_numbers := numbers_of(run.names(), name, up_to_lease):
+    while lease_numbers := list_lease_numbers(run.names(), name, up_to_lease):
         try:
-            return run.read(numbered(name, lease_numbers[0]))
+            return run.read(numbered_file_name(name, lease_numbers[0]))
         except FileNotFoundError:
             continue  # a newer holder has just put its own in its place
     return None

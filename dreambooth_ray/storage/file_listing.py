@@ -27,28 +27,34 @@ def list_files(store: Store, folder: str = "") -> list[ListedFile]:
     raises: StorageError
     """
     filesystem, root = store.filesystem
-    path = f"{root}/{folder}" if folder else root
+    folder_path = f"{root}/{folder}" if folder else root
 
-    def find_entries() -> dict[str, dict[str, Any]]:
+    def find_file_details() -> dict[str, dict[str, Any]]:
         try:
-            file_details: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+            file_details: dict[str, dict[str, Any]] = filesystem.find(folder_path, detail=True)
         except FileNotFoundError:
             return {}
         return file_details
 
-    entries = find_entries() if store.is_local else retry_while_away(find_entries, store.uri)
-    return sorted(_iterate_files(entries, path), key=lambda file: file.name)
+    details_by_path = (
+        find_file_details() if store.is_local else retry_while_away(find_file_details, store.uri)
+    )
+    return sorted(_iterate_files(details_by_path, folder_path), key=lambda file: file.name)
 
 
 def _iterate_files(entries: dict[str, dict[str, Any]], path: str) -> Iterator[ListedFile]:
-    for full_name, entry in entries.items():
-        name = full_name.removeprefix(path).lstrip("/")
-        if name and entry["type"] == "file":
-            yield ListedFile(name, int(entry["size"] or 0), _read_time(entry))
+    for full_path, file_details in entries.items():
+        relative_name = full_path.removeprefix(path).lstrip("/")
+        if relative_name and file_details["type"] == "file":
+            yield ListedFile(
+                relative_name, int(file_details["size"] or 0), _read_modified_time(file_details)
+            )
 
 
-def _read_time(entry: dict[str, Any]) -> float:
-    time_value = next((entry[key] for key in _TIME_KEYS if entry.get(key)), 0.0)
-    if isinstance(time_value, str):
-        time_value = datetime.fromisoformat(time_value)
-    return time_value.timestamp() if isinstance(time_value, datetime) else float(time_value)
+def _read_modified_time(entry: dict[str, Any]) -> float:
+    modified_time = next((entry[key] for key in _TIME_KEYS if entry.get(key)), 0.0)
+    if isinstance(modified_time, str):
+        modified_time = datetime.fromisoformat(modified_time)
+    return (
+        modified_time.timestamp() if isinstance(modified_time, datetime) else float(modified_time)
+    )

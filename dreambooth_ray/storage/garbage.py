@@ -61,15 +61,19 @@ def find_garbage(storage: Store, before_s: float, now_s: float) -> list[Garbage]
             pool.map(lambda run_id: read_run_references(storage, run_id, now_s), run_ids)
         )
     garbage_items = [
-        *_find_in_runs(storage, [use.run_id for use in run_references if not use.is_held]),
-        *_find_priors(storage, run_references),
+        *_find_run_garbage(
+            storage, [reference.run_id for reference in run_references if not reference.is_held]
+        ),
+        *_find_unused_priors(storage, run_references),
         *_find_half_uploads(storage, "", f"{paths.MODELS}/"),
-        *_find_photographs(
-            storage, frozenset[str]().union(*(use.photographs for use in run_references))
+        *_find_unused_photographs(
+            storage,
+            frozenset[str]().union(*(reference.photographs for reference in run_references)),
         ),
     ]
     return sorted(
-        (item for item in garbage_items if item.modified_s < before_s), key=lambda item: item.name
+        (garbage_item for garbage_item in garbage_items if garbage_item.modified_s < before_s),
+        key=lambda garbage_item: garbage_item.name,
     )
 
 
@@ -80,15 +84,19 @@ def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
         run_references = [
             read_run_references(storage, run_id, now_s) for run_id in storage.names("runs")
         ]
-        used_names = {paths.prior_set(use.prior_set) for use in run_references if use.prior_set}
-        if item.name in used_names.union(*(use.photographs for use in run_references)):
+        used_names = {
+            paths.prior_set(reference.prior_set)
+            for reference in run_references
+            if reference.prior_set
+        }
+        if item.name in used_names.union(*(reference.photographs for reference in run_references)):
             return False
     if item.name.startswith(_PHOTOGRAPHS) and not is_half_upload:
         manifest.remove_artifact(storage, item.name)
         return True
-    for name in storage.names(item.name):
-        if name.endswith(".json"):
-            storage.remove_file(f"{item.name}/{name}")
+    for file_name in storage.names(item.name):
+        if file_name.endswith(".json"):
+            storage.remove_file(f"{item.name}/{file_name}")
     storage.remove(item.name)
     for mark_file in item.marks:
         storage.remove_file(mark_file)
@@ -97,26 +105,30 @@ def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
 
 def read_run_references(storage: Store, run_id: str, now_s: float) -> RunReferences:
     """What a run holds; what can't be read counts as held."""
-    run = storage.sub(paths.run(run_id))
-    prior_set, photographs = None, frozenset[str]()
+    run_store = storage.sub(paths.run(run_id))
+    prior_set_digest, photograph_artifacts = None, frozenset[str]()
     try:
-        prior_set = str(json.loads(run.read(paths.PRIOR_USE))["set"])
+        prior_set_digest = str(json.loads(run_store.read(paths.PRIOR_USE))["set"])
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError):
         return RunReferences(run_id, None, frozenset(), is_held=True)
     try:
-        config = parse_config(run.read(paths.CONFIG).decode(), run.uri, [])
+        config = parse_config(run_store.read(paths.CONFIG).decode(), run_store.uri, [])
         photograph_uris = (subject.photos.rstrip("/") for subject in config.all_subjects)
-        photographs = frozenset("/".join(uri.rsplit("/", 2)[-2:]) for uri in photograph_uris)
+        photograph_artifacts = frozenset(
+            "/".join(uri.rsplit("/", 2)[-2:]) for uri in photograph_uris
+        )
     except FileNotFoundError:
         pass  # a folder that something else has left
     except DreamBoothError:
-        return RunReferences(run_id, prior_set, frozenset(), is_held=True)
-    return RunReferences(run_id, prior_set, photographs, _is_held(run, now_s))
+        return RunReferences(run_id, prior_set_digest, frozenset(), is_held=True)
+    return RunReferences(
+        run_id, prior_set_digest, photograph_artifacts, _is_run_held(run_store, now_s)
+    )
 
 
-def _is_held(run: Store, now_s: float) -> bool:
+def _is_run_held(run: Store, now_s: float) -> bool:
     lease_files = list_files(run, paths.LEASES)
     if not lease_files or now_s - lease_files[-1].modified_s > LEASE_S:
         return False
@@ -128,33 +140,35 @@ def _is_held(run: Store, now_s: float) -> bool:
         return True
 
 
-def _find_in_runs(storage: Store, run_ids: list[str]) -> Iterator[Garbage]:
+def _find_run_garbage(storage: Store, run_ids: list[str]) -> Iterator[Garbage]:
     for run_id in run_ids:
         yield from _find_half_uploads(storage, paths.run(run_id), f"{paths.CHECKPOINTS}/")
 
 
-def _find_priors(storage: Store, run_references: list[RunReferences]) -> Iterator[Garbage]:
-    used_sets = {use.prior_set for use in run_references}
-    growing_sets = {use.prior_set for use in run_references if use.is_held}
+def _find_unused_priors(storage: Store, run_references: list[RunReferences]) -> Iterator[Garbage]:
+    used_sets = {reference.prior_set for reference in run_references}
+    growing_sets = {reference.prior_set for reference in run_references if reference.is_held}
     for set_digest in storage.names(paths.PRIORS):
-        name = paths.prior_set(set_digest)
+        set_folder = paths.prior_set(set_digest)
         if set_digest not in used_sets:
-            yield from _folder_garbage(storage, name, "class images that no run uses")
+            yield from _list_folder_garbage(storage, set_folder, "class images that no run uses")
         elif set_digest not in growing_sets:
-            yield from _find_half_uploads(storage, name, "")
+            yield from _find_half_uploads(storage, set_folder, "")
 
 
-def _find_photographs(storage: Store, used: frozenset[str]) -> Iterator[Garbage]:
+def _find_unused_photographs(storage: Store, used: frozenset[str]) -> Iterator[Garbage]:
     yield from _find_half_uploads(storage, "", _PHOTOGRAPHS)
-    for name in storage.names(_PHOTOGRAPHS):
-        artifact_name = f"{_PHOTOGRAPHS}{name.removesuffix('.json')}"
-        if name.endswith(".json") and artifact_name not in used:
+    for file_name in storage.names(_PHOTOGRAPHS):
+        artifact_name = f"{_PHOTOGRAPHS}{file_name.removesuffix('.json')}"
+        if file_name.endswith(".json") and artifact_name not in used:
             folder = manifest.find_artifact_folder(storage, artifact_name)
-            items = (
-                _folder_garbage(storage, folder, "photographs that no run uses") if folder else ()
+            garbage_items = (
+                _list_folder_garbage(storage, folder, "photographs that no run uses")
+                if folder
+                else ()
             )
-            for item in items:
-                yield replace(item, name=artifact_name)
+            for garbage_item in garbage_items:
+                yield replace(garbage_item, name=artifact_name)
 
 
 def _find_half_uploads(storage: Store, owner: str, folder: str) -> Iterator[Garbage]:
@@ -163,12 +177,12 @@ def _find_half_uploads(storage: Store, owner: str, folder: str) -> Iterator[Garb
     owner: folder of what committed them, which pointers are relative to, "" for the storage
     folder: where artifacts lie in it, "" or with a slash at its end
     """
-    store, owner_prefix = (storage.sub(owner), f"{owner}/") if owner else (storage, "")
+    store, parent_prefix = (storage.sub(owner), f"{owner}/") if owner else (storage, "")
     listed_names = set(store.names(folder.rstrip("/")))
     folders_by_artifact: dict[str, list[str]] = {}
-    for name in sorted(listed_names):
-        if match := _ARTIFACT_FOLDER.fullmatch(name):
-            folders_by_artifact.setdefault(match.group("name"), []).append(name)
+    for listed_name in sorted(listed_names):
+        if match := _ARTIFACT_FOLDER.fullmatch(listed_name):
+            folders_by_artifact.setdefault(match.group("name"), []).append(listed_name)
     for artifact_name, folder_names in folders_by_artifact.items():
         committed_folder = None
         if f"{artifact_name}.json" in listed_names:
@@ -176,16 +190,18 @@ def _find_half_uploads(storage: Store, owner: str, folder: str) -> Iterator[Garb
             # A pointer that can't be followed is for those who read it to judge.
             if committed_folder is None:
                 continue
-        for name in folder_names:
-            if f"{folder}{name}" != committed_folder:
-                yield from _folder_garbage(
-                    storage, f"{owner_prefix}{folder}{name}", "half an upload"
+        for listed_name in folder_names:
+            if f"{folder}{listed_name}" != committed_folder:
+                yield from _list_folder_garbage(
+                    storage, f"{parent_prefix}{folder}{listed_name}", "half an upload"
                 )
 
 
-def _folder_garbage(storage: Store, name: str, reason: str) -> Iterator[Garbage]:
+def _list_folder_garbage(storage: Store, name: str, reason: str) -> Iterator[Garbage]:
     """The folder as garbage; nothing where it holds no file."""
-    files = list_files(storage, name)
-    if files:
-        size_bytes = sum(file.size_bytes for file in files)
-        yield Garbage(name, reason, size_bytes, max(file.modified_s for file in files))
+    folder_files = list_files(storage, name)
+    if folder_files:
+        size_bytes = sum(listed_file.size_bytes for listed_file in folder_files)
+        yield Garbage(
+            name, reason, size_bytes, max(listed_file.modified_s for listed_file in folder_files)
+        )

@@ -38,7 +38,10 @@ class Holder:
     def is_here(self) -> bool:
         """Whether it is, or was, a process of this machine that can be looked up."""
         # Where processes can not be looked up, silence alone decides.
-        return bool(self.started) and (self.host, self.boot) == (socket.gethostname(), _boot_id())
+        return bool(self.started) and (self.host, self.boot) == (
+            socket.gethostname(),
+            _boot_and_container_id(),
+        )
 
     def is_dead_here(self) -> bool:
         """Whether it was a process of this machine, which has ended."""
@@ -53,27 +56,27 @@ class Holder:
         return json.dumps(asdict(self)).encode()
 
 
-_FIELDS = {entry.name for entry in fields(Holder)}
+_FIELDS = {field.name for field in fields(Holder)}
 
 
-def parse_holder(content: bytes, default_lease_s: float = DEFAULT_LEASE_S) -> Holder:
+def parse_lease_holder(content: bytes, default_lease_s: float = DEFAULT_LEASE_S) -> Holder:
     """What a lease says; what is missing, malformed or of another version is left as unknown."""
-    default_holder = Holder(lease_s=default_lease_s)
+    unknown_holder = Holder(lease_s=default_lease_s)
     try:
         stored_fields = json.loads(content)
         return replace(
-            default_holder, **{name: stored_fields[name] for name in stored_fields.keys() & _FIELDS}
+            unknown_holder, **{name: stored_fields[name] for name in stored_fields.keys() & _FIELDS}
         )
     except (ValueError, TypeError, AttributeError):
-        return default_holder
+        return unknown_holder
 
 
-def new_holder(lease_s: float, purpose: str = "") -> Holder:
+def make_process_holder(lease_s: float, purpose: str = "") -> Holder:
     """This process, in a new attempt to hold something."""
     pid = os.getpid()
     return Holder(
         socket.gethostname(),
-        _boot_id(),
+        _boot_and_container_id(),
         pid,
         _start_ticks(pid) or 0.0,
         time.time(),
@@ -83,13 +86,13 @@ def new_holder(lease_s: float, purpose: str = "") -> Holder:
     )
 
 
-def _boot_id() -> str:
+def _boot_and_container_id() -> str:
     """What tells this boot, and this container, of a machine from others of its name."""
-    boot_id_parts = []
+    boot_and_namespace_ids = []
     with contextlib.suppress(OSError):
-        boot_id_parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        boot_id_parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(boot_id_parts)
+        boot_and_namespace_ids.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        boot_and_namespace_ids.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(boot_and_namespace_ids)
 
 
 def _start_ticks(pid: int) -> float | None:

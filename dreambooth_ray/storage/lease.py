@@ -17,7 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage.holder import DEFAULT_LEASE_S, Holder, new_holder, parse_holder
+from dreambooth_ray.storage.holder import (
+    DEFAULT_LEASE_S,
+    Holder,
+    make_process_holder,
+    parse_lease_holder,
+)
 from dreambooth_ray.storage.store import Store
 
 Clock = Callable[[], float]
@@ -53,7 +58,7 @@ class NewestLease:
         return holder.is_dead_here()
 
 
-class SilenceWatch:
+class LeaseSilenceWatch:
     """For how long the holder of one thing has shown no sign of life, as seen from here."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -94,36 +99,36 @@ class LeaseFiles:
         """The lease of that number."""
         return f"{self._prefix}{number:0{self._digits}d}.json"
 
-    def newest_number(self) -> int | None:
+    def newest_lease_number(self) -> int | None:
         """None where there is no lease."""
         matches = (self._name.fullmatch(name) for name in self.store.names(self._folder))
         return max((int(match.group(1)) for match in matches if match), default=None)
 
     def read_newest(self) -> NewestLease:
         """How the thing stands now."""
-        number = self.newest_number()
-        if number is None:
+        lease_number = self.newest_lease_number()
+        if lease_number is None:
             return NewestLease()
         try:
-            lease_content = self.store.read(self.lease_file_name(number))
+            lease_content = self.store.read(self.lease_file_name(lease_number))
         except FileNotFoundError:  # its successor is there by now: the next look shows it
             lease_content = b""
         return NewestLease(
-            number, lease_content, parse_holder(lease_content, self._default_lease_s)
+            lease_number, lease_content, parse_lease_holder(lease_content, self._default_lease_s)
         )
 
-    def take_next(
+    def take_next_lease(
         self, newest_lease: NewestLease, lease_s: float, at_least: int = 1, purpose: str = ""
     ) -> "Lease | None":
         """Follow a holder that is gone; None if another was quicker.
 
         at_least: a lower bound for the number; purpose: of `Holder`
         """
-        number = max(newest_lease.number + 1, at_least)
-        holder = new_holder(lease_s, purpose)
+        lease_number = max(newest_lease.number + 1, at_least)
+        holder = make_process_holder(lease_s, purpose)
         write_began_s = self.clock()
         try:
-            if not self.store.create(self.lease_file_name(number), holder.as_json()):
+            if not self.store.create(self.lease_file_name(lease_number), holder.as_json()):
                 return None
         except BaseException:
             # Without an answer nobody knows whether the lease is there; then nobody holds it. Not
@@ -134,7 +139,7 @@ class LeaseFiles:
             # Tidiness: the highest number counts.
             with contextlib.suppress(StorageError, OSError):
                 self.store.remove(self.lease_file_name(newest_lease.number))
-        return Lease(self, number, holder, write_began_s, newest_lease.holder)
+        return Lease(self, lease_number, holder, write_began_s, newest_lease.holder)
 
 
 class Lease:
@@ -160,7 +165,7 @@ class Lease:
         return self._holder.lease_s * _RENEW_SHARE
 
     @property
-    def seconds_left(self) -> float:
+    def seconds_until_expiry(self) -> float:
         """Until others may take its holder for dead; at 0 the holder has to stop."""
         hold_s = self._holder.lease_s * _HOLD_SHARE
         return self._renewed_at_s + hold_s - self._files.clock()
@@ -171,8 +176,8 @@ class Lease:
         raises: LeaseLostError if another has taken over, StorageError or OSError
         """
         renewal_began_s = self._files.clock()
-        newest_number = self._files.newest_number()
-        if newest_number is not None and newest_number > self.number:
+        newest_lease_number = self._files.newest_lease_number()
+        if newest_lease_number is not None and newest_lease_number > self.number:
             raise LeaseLostError(
                 f"{self._files.store.uri} has been taken over by another process while this one "
                 "was silent, and two would spoil it; that one goes on"

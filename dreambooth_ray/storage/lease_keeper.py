@@ -18,8 +18,8 @@ from dreambooth_ray.storage.lease import (
     LeaseExpiredError,
     LeaseFiles,
     LeaseLostError,
+    LeaseSilenceWatch,
     NewestLease,
-    SilenceWatch,
 )
 from dreambooth_ray.storage.store import Store
 
@@ -46,7 +46,7 @@ class LeaseWaiter:
         """patience_s: how long a holder that shows signs of life is waited for all the same"""
         self._files, self._lease_s, self._patience_s = files, lease_s, patience_s
         self._say, self._wait = say, wait
-        self._watch, self._has_said = SilenceWatch(files.clock), False
+        self._watch, self._has_said = LeaseSilenceWatch(files.clock), False
 
     def take(self, at_least: int = 1) -> Lease:
         """The next lease, once there is no holder that lives.
@@ -59,7 +59,7 @@ class LeaseWaiter:
             newest_lease = self._files.read_newest()
             is_dead = self._watch.is_dead(newest_lease)
             if newest_lease.is_free or is_dead:
-                lease = self._files.take_next(newest_lease, self._lease_s, at_least)
+                lease = self._files.take_next_lease(newest_lease, self._lease_s, at_least)
                 if lease is not None:
                     return lease
                 continue  # another was quicker; the next look shows who
@@ -151,13 +151,15 @@ class LeaseKeeper:
         self.check()
 
     def _renew(self) -> None:
-        renewal_check = ErrorTolerantCheck("renewing the lease", self._say)
-        wait_s = self._lease.renew_interval_s
-        while not self._stop.wait(wait_s) and self._error is None:
+        error_tolerant_renewal = ErrorTolerantCheck("renewing the lease", self._say)
+        renewal_pause_s = self._lease.renew_interval_s
+        while not self._stop.wait(renewal_pause_s) and self._error is None:
             renewal_began_s = time.monotonic()
-            renewal_check.run(self._renew_once)
+            error_tolerant_renewal.run(self._renew_once)
             # One that took long says little of now.
-            wait_s = max(0.1, self._lease.renew_interval_s - (time.monotonic() - renewal_began_s))
+            renewal_pause_s = max(
+                0.1, self._lease.renew_interval_s - (time.monotonic() - renewal_began_s)
+            )
 
     def _renew_once(self) -> None:
         try:
@@ -167,7 +169,7 @@ class LeaseKeeper:
 
     def _watch_clock(self) -> None:
         while not self._stop.wait(min(_CLOCK_INTERVAL_S, self._lease.renew_interval_s)):
-            if self._lease.seconds_left <= 0:
+            if self._lease.seconds_until_expiry <= 0:
                 self._lose(
                     LeaseExpiredError(
                         "storage could not be told for too long that this process works on the "
@@ -183,6 +185,6 @@ class LeaseKeeper:
                 return
             self._error = error
             self._lease.abandon()
-            loss_callbacks = list(self._endings)
-        for loss_callback in loss_callbacks:
-            loss_callback()
+            lost_lease_callbacks = list(self._endings)
+        for lost_lease_callback in lost_lease_callbacks:
+            lost_lease_callback()

@@ -69,7 +69,9 @@ def upload_files(store: Store, folder: str, local: Path) -> list[FileEntry]:
     return entries
 
 
-def publish_folder(store: Store, folder: str, local: Path, about: dict[str, object]) -> bytes:
+def upload_folder_with_manifest(
+    store: Store, folder: str, local: Path, about: dict[str, object]
+) -> bytes:
     """Upload the files of `local` to `folder`, then its manifest; returns the manifest."""
     store.remove_file(f"{folder}/{MANIFEST}")
     manifest = _make_manifest(upload_files(store, folder, local), about)
@@ -83,17 +85,15 @@ def write_local_manifest(folder: Path, about: dict[str, object]) -> None:
 
 
 def _make_manifest(entries: list[FileEntry], about: dict[str, object]) -> bytes:
-    files = [{k: v for k, v in asdict(entry).items() if v is not None} for entry in entries]
-    return json.dumps({"format": FORMAT, "about": about, "files": files}, indent=1).encode()
+    file_fields = [{k: v for k, v in asdict(entry).items() if v is not None} for entry in entries]
+    return json.dumps({"format": FORMAT, "about": about, "files": file_fields}, indent=1).encode()
 
 
 def commit_artifact(store: Store, name: str, local: Path, about: dict[str, object]) -> None:
-    """Commit the files of `local` as artifact `name`.
-
-    If an intact artifact of that name is there, it stays; a damaged one is replaced.
-    """
+    """Commit files of `local` as artifact `name`; intact ones stay, damaged ones are replaced."""
     folder = f"{name}-{uuid.uuid4().hex[:12]}"
-    _write_pointer(store, name, folder, publish_folder(store, folder, local, about))
+    manifest = upload_folder_with_manifest(store, folder, local, about)
+    _write_artifact_pointer(store, name, folder, manifest)
 
 
 def commit_uploaded(
@@ -102,27 +102,27 @@ def commit_uploaded(
     """As `commit_artifact`, for files that one or several hosts have uploaded to `folder`."""
     manifest = _make_manifest(sorted(entries, key=lambda e: e.name), about)
     store.write(f"{folder}/{MANIFEST}", manifest)
-    _write_pointer(store, name, folder, manifest)
+    _write_artifact_pointer(store, name, folder, manifest)
 
 
-def _write_pointer(store: Store, name: str, folder: str, manifest: bytes) -> None:
+def _write_artifact_pointer(store: Store, name: str, folder: str, manifest: bytes) -> None:
     """Point to `folder`, unless another intact artifact is there; remove what nothing names.
 
     Nothing is removed on a refusal alone, only once the pointer was read and names another folder:
     the answer that said no may have been lost on its way and asked for again.
     """
     digest = bytes_hash(manifest)
-    pointer = json.dumps({"folder": folder, "manifest_sha256": digest}).encode()
+    pointer_json = json.dumps({"folder": folder, "manifest_sha256": digest}).encode()
     # Which other folder is there is known only if the name is taken: most commits find it free.
-    if store.create(f"{name}.json", pointer):
+    if store.create(f"{name}.json", pointer_json):
         return
-    previous_folder = find_artifact_folder(store, name)
+    previous_artifact_folder = find_artifact_folder(store, name)
     if find_damage(store, name):
-        store.write(f"{name}.json", pointer)
-    current_folder = find_artifact_folder(store, name)
-    for stale_folder in {previous_folder, folder} - {current_folder, None}:
-        if current_folder is not None:
-            store.remove(str(stale_folder))
+        store.write(f"{name}.json", pointer_json)
+    current_artifact_folder = find_artifact_folder(store, name)
+    for unreferenced_folder in {previous_artifact_folder, folder} - {current_artifact_folder, None}:
+        if current_artifact_folder is not None:
+            store.remove(str(unreferenced_folder))
 
 
 def download_artifact(store: Store, name: str, local: Path) -> dict[str, object]:
@@ -136,8 +136,8 @@ def download_artifact(store: Store, name: str, local: Path) -> dict[str, object]
 
 def download_folder(store: Store, folder: str, local: Path, manifest: bytes) -> dict[str, object]:
     """Download what `manifest` lists from `folder` into `local`, verified."""
-    metadata, files = parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
-    download_files(store, folder, files, local)
+    metadata, file_entries = parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
+    download_files(store, folder, file_entries, local)
     return metadata
 
 
@@ -146,16 +146,16 @@ def download_files(store: Store, folder: str, files: Iterable[FileEntry], local:
 
     raises: CheckpointError naming the first that is missing or differs
     """
-    for file in files:
-        name = f"{folder}/{file.name}" if folder else file.name
-        with missing_is_damage(store, name):
-            digest = store.download(name, local / file.name, file.size_bytes)
-        if digest != file.sha256:
+    for file_entry in files:
+        name = f"{folder}/{file_entry.name}" if folder else file_entry.name
+        with raise_damage_if_missing(store, name):
+            digest = store.download(name, local / file_entry.name, file_entry.size_bytes)
+        if digest != file_entry.sha256:
             raise CheckpointError(f"{store.uri}/{name} differs from its manifest: it is damaged")
 
 
 @contextmanager
-def missing_is_damage(store: Store, name: str) -> Iterator[None]:
+def raise_damage_if_missing(store: Store, name: str) -> Iterator[None]:
     """A block whose FileNotFoundError is a CheckpointError."""
     try:
         yield
@@ -193,19 +193,18 @@ def read_entries(store: Store, name: str) -> tuple[str, dict[str, object], list[
     return folder, *parse_manifest(manifest, f"{store.uri}/{folder}/{MANIFEST}")
 
 
-def read_file(store: Store, name: str, file: str) -> bytes:
+def read_artifact_file(store: Store, name: str, file: str) -> bytes:
     """One file of artifact `name`, verified.
 
     raises: CheckpointError if it is not committed, has no such file, or differs
     """
-    folder, _, files = read_entries(store, name)
-    expected_hashes = [f.sha256 for f in files if f.name == file]
-    with missing_is_damage(store, f"{folder}/{file}"):
-        file_bytes = store.read(f"{folder}/{file}")
+    folder, _, file_entries = read_entries(store, name)
+    expected_hashes = [f.sha256 for f in file_entries if f.name == file]
+    path = f"{folder}/{file}"
+    with raise_damage_if_missing(store, path):
+        file_bytes = store.read(path)
     if expected_hashes != [hashlib.sha256(file_bytes).hexdigest()]:
-        raise CheckpointError(
-            f"{store.uri}/{folder}/{file} differs from its manifest: it is damaged"
-        )
+        raise CheckpointError(f"{store.uri}/{path} differs from its manifest: it is damaged")
     return file_bytes
 
 
@@ -219,7 +218,7 @@ def find_artifact_folder(store: Store, name: str) -> str | None:
 
 def artifact_size_bytes(store: Store, name: str) -> int:
     """Bytes of all files of artifact `name`; raises CheckpointError if it is not committed."""
-    return sum(file.size_bytes for file in read_entries(store, name)[2])
+    return sum(file_entry.size_bytes for file_entry in read_entries(store, name)[2])
 
 
 def find_damage(store: Store, name: str) -> str | None:
@@ -229,13 +228,13 @@ def find_damage(store: Store, name: str) -> str | None:
 
 def find_damaged_file(store: Store, folder: str, files: Iterable[FileEntry]) -> str | None:
     """As `find_damage`, of some files of a folder, which are read."""
-    for file in files:
-        name = f"{folder}/{file.name}"
+    for file_entry in files:
+        name = f"{folder}/{file_entry.name}"
         try:
             digest = store.sha256(name)
         except FileNotFoundError:
             return f"{name} is missing"
-        if digest != file.sha256:
+        if digest != file_entry.sha256:
             return f"{name} differs from its manifest"
     return None
 
@@ -250,24 +249,24 @@ def find_metadata_mismatch(store: Store, name: str) -> str | None:
 
 def find_mismatched_file(store: Store, folder: str, files: Iterable[FileEntry]) -> str | None:
     """As `find_metadata_mismatch`, of some files of a folder."""
-    for file in files:
-        name = f"{folder}/{file.name}"
+    for file_entry in files:
+        name = f"{folder}/{file_entry.name}"
         try:
             stored_file = store.describe(name)
         except FileNotFoundError:
             return f"{name} is missing"
-        checksums = {stored_file.checksum, file.checksum} - {None}
-        if stored_file.size_bytes != file.size_bytes or len(checksums) > 1:
+        distinct_checksums = {stored_file.checksum, file_entry.checksum} - {None}
+        if stored_file.size_bytes != file_entry.size_bytes or len(distinct_checksums) > 1:
             return f"{name} differs from its manifest"
     return None
 
 
 def _find_artifact_fault(store: Store, name: str, find: Callable[..., str | None]) -> str | None:
     try:
-        folder, _, files = read_entries(store, name)
+        folder, _, file_entries = read_entries(store, name)
     except CheckpointError as error:
         return str(error)
-    return find(store, folder, files)
+    return find(store, folder, file_entries)
 
 
 def remove_artifact(store: Store, name: str) -> None:
@@ -283,8 +282,8 @@ def remove_artifact(store: Store, name: str) -> None:
 
 def _read_manifest(store: Store, name: str) -> tuple[str, bytes]:
     try:
-        pointer = json.loads(store.read(f"{name}.json"))
-        folder, digest = str(pointer["folder"]), str(pointer["manifest_sha256"])
+        pointer_fields = json.loads(store.read(f"{name}.json"))
+        folder, digest = str(pointer_fields["folder"]), str(pointer_fields["manifest_sha256"])
     except FileNotFoundError as error:
         raise CheckpointError(f"{store.uri}/{name} is not committed: {error}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -19,12 +19,12 @@ ListFolder = Callable[[str], list[tuple[str, bool]]]
 _MOST_A_REQUEST = 1000
 
 
-def list_after(filesystem: Any, folder: str, after: str, limit: int) -> list[str]:
+def list_files_after(filesystem: Any, folder: str, after: str, limit: int) -> list[str]:
     """Up to `limit` files at any depth below `folder`, in order, that come after `after`.
 
     filesystem: of fsspec; names are relative to `folder`
     """
-    if s3_calls.is_s3(filesystem):
+    if s3_calls.is_s3_filesystem(filesystem):
         return _list_s3_after(filesystem, folder, after, limit)
     is_local = "file" in filesystem.protocol
 
@@ -37,7 +37,7 @@ def list_after(filesystem: Any, folder: str, after: str, limit: int) -> list[str
 
 def list_names(filesystem: Any, folder: str, after: str, limit: int | None) -> list[str]:
     """Names directly in a folder that come after `after`, in order; none if there is no folder."""
-    if s3_calls.is_s3(filesystem):
+    if s3_calls.is_s3_filesystem(filesystem):
         return s3_calls.list_names(filesystem, folder, after, limit)
     try:
         # A flat listing asks the store once, and fails if it can't answer.
@@ -51,20 +51,23 @@ def list_names(filesystem: Any, folder: str, after: str, limit: int | None) -> l
 
 
 def _walk(list_folder: ListFolder, folder: str, after: str) -> Iterator[str]:
-    entries = [f"{folder}{name}/" if is_folder else f"{folder}{name}"
+    child_paths = [f"{folder}{name}/" if is_folder else f"{folder}{name}"
                for name, is_folder in list_folder(folder)]  # fmt: skip
-    for entry in sorted(entries):
-        if not entry.endswith("/"):
-            if entry > after:
-                yield entry
-        elif entry > after or after.startswith(entry):
-            yield from _walk(list_folder, entry, after)
+    for child_path in sorted(child_paths):
+        if not child_path.endswith("/"):
+            if child_path > after:
+                yield child_path
+        elif child_path > after or after.startswith(child_path):
+            yield from _walk(list_folder, child_path, after)
 
 
 def _scan_local_folder(path: str) -> list[tuple[str, bool]]:
     try:
-        with os.scandir(path) as entries:
-            names_and_kinds = [(entry.name, entry.is_dir()) for entry in entries]
+        with os.scandir(path) as directory_entries:
+            names_and_kinds = [
+                (directory_entry.name, directory_entry.is_dir())
+                for directory_entry in directory_entries
+            ]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [
@@ -74,12 +77,15 @@ def _scan_local_folder(path: str) -> list[tuple[str, bool]]:
 
 def _list_remote_folder(filesystem: Any, path: str) -> list[tuple[str, bool]]:
     try:
-        entries = filesystem.ls(path, detail=True)
+        file_infos = filesystem.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError) as error:
         if is_bucket_gone(error):
             raise
         return []
-    return [(PurePosixPath(e["name"]).name, e["type"] == "directory") for e in entries]
+    return [
+        (PurePosixPath(file_info["name"]).name, file_info["type"] == "directory")
+        for file_info in file_infos
+    ]
 
 
 def _list_s3_after(filesystem: Any, folder: str, after: str, limit: int) -> list[str]:
@@ -95,7 +101,10 @@ def _list_s3_after(filesystem: Any, folder: str, after: str, limit: int) -> list
             StartAfter=prefix + (names[-1] if names else after),
             MaxKeys=min(limit - len(names), _MOST_A_REQUEST),
         )
-        page_names = [entry["Key"].removeprefix(prefix) for entry in response.get("Contents", [])]
+        page_names = [
+            listed_object["Key"].removeprefix(prefix)
+            for listed_object in response.get("Contents", [])
+        ]
         names += page_names
         if not response.get("IsTruncated") or not page_names:
             break

@@ -6,6 +6,7 @@ Manifests, the files of an evaluation and the endpoint's jobs are named where th
 import re
 
 CONFIG = "config.yaml"
+REQUESTED_CONFIG = "requested.yaml"  # before the model's own values were filled in, where sent so
 METRICS = "metrics.jsonl"
 INPUTS = "inputs.json"  # in a run: hashes of the photographs it is trained on, and their captions
 BUNDLE = "bundle"
@@ -55,7 +56,7 @@ def prior_set(digest: str) -> str:
     return f"{PRIORS}/{digest}"
 
 
-def prior_chunk(number: int) -> str:
+def prior_chunk_artifact(number: int) -> str:
     """Artifact name of chunk `number` in the folder of a set."""
     return f"chunk-{number:06d}"
 
@@ -66,7 +67,7 @@ def prior_chunk_number(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def prior_image(index: int) -> str:
+def prior_image_file(index: int) -> str:
     """File of class image `index` in its chunk."""
     return f"{index:06d}.png"
 
@@ -91,7 +92,7 @@ def parse_checkpoint_names(names: list[str]) -> list[tuple[int, int]]:
     return sorted((int(match.group(1)), int(match.group(2) or 0)) for match in matches if match)
 
 
-def takeover(lease: int, step: int) -> str:
+def takeover_file(lease: int, step: int) -> str:
     """File that says from which step the holder of `lease` goes on, in a run."""
     return f"{CHECKPOINTS}/takeover-{lease:06d}-step-{step:08d}.json"
 
@@ -101,7 +102,7 @@ def samples(step: int) -> str:
     return f"{SAMPLES}/step-{step:08d}"
 
 
-def sample_image(index: int) -> str:
+def sample_image_file(index: int) -> str:
     """File of the image of sample prompt `index` in that artifact."""
     return f"{index:03d}.png"
 

@@ -56,7 +56,7 @@ def retry_while_away(
         except DreamBoothError:
             raise
         except Exception as error:
-            if _is_existence_error(error):
+            if _is_missing_or_exists_error(error):
                 raise
             if not is_transient_error(error) or clock() - started_s >= patience_s:
                 raise StorageError(explain_error(error, where, clock() - started_s)) from error
@@ -68,7 +68,7 @@ def retry_while_away(
 
 def is_transient_error(error: BaseException) -> bool:
     """Whether the same call may well succeed later: no answer, overload, or the bucket gone."""
-    if _error_names(error) & _PASSING or is_bucket_gone(error):
+    if _error_class_names(error) & _PASSING or is_bucket_gone(error):
         return True
     if _error_code(error) in _SPOILED:
         return True
@@ -84,7 +84,7 @@ def explain_error(error: BaseException, where: str, waited_s: float) -> str:
         )
     if _error_code(error) == "RequestTimeTooSkewed":
         return f"storage {where}: this machine's clock is wrong ({error}); set it"
-    if isinstance(error, PermissionError) or _error_names(error) & _NO_CREDENTIALS:
+    if isinstance(error, PermissionError) or _error_class_names(error) & _NO_CREDENTIALS:
         return (
             f"storage {where}: access is denied ({error}); check the keys, AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY or storage.options, and what they may do there"
@@ -101,11 +101,11 @@ def explain_error(error: BaseException, where: str, waited_s: float) -> str:
 
 def explain_local_error(error: OSError, where: str) -> str | None:
     """As `explain_error`, for a folder of this machine; None for what callers expect."""
-    reason = _LOCAL.get(error.errno or 0)
-    return f"storage {where}: {reason} ({error})" if reason else None
+    explanation = _LOCAL.get(error.errno or 0)
+    return f"storage {where}: {explanation} ({error})" if explanation else None
 
 
-def _error_names(error: BaseException) -> set[str]:
+def _error_class_names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
@@ -125,7 +125,7 @@ def is_bucket_gone(error: BaseException) -> bool:
     )
 
 
-def _is_existence_error(error: BaseException) -> bool:
+def _is_missing_or_exists_error(error: BaseException) -> bool:
     """What says that a name is or isn't there: for callers to handle."""
     if is_bucket_gone(error):
         return False

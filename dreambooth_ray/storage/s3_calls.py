@@ -12,7 +12,7 @@ from typing import Any
 _MOST_KEYS = 1_000  # of one LIST and of one removal, as S3 has it
 
 
-def is_s3(filesystem: Any) -> bool:
+def is_s3_filesystem(filesystem: Any) -> bool:
     """Whether these calls are for this filesystem."""
     protocol = filesystem.protocol
     return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
@@ -48,7 +48,7 @@ def remove_file(filesystem: Any, path: str) -> None:
 
 def remove_folder(filesystem: Any, path: str) -> None:
     """A LIST and a removal for each thousand keys; one LIST where there are none."""
-    while keys := _list_keys(filesystem, path):
+    while keys := _list_first_keys(filesystem, path):
         _remove_keys(filesystem, filesystem.split_path(path)[0], keys)
         if len(keys) < _MOST_KEYS:
             return
@@ -56,36 +56,40 @@ def remove_folder(filesystem: Any, path: str) -> None:
 
 def _remove_keys(filesystem: Any, bucket: str, keys: list[str]) -> None:
     """One removal. What s3fs passes over in silence is raised: keys that the store has kept."""
-    objects = [{"Key": key} for key in keys]
+    objects_to_remove = [{"Key": key} for key in keys]
     response = filesystem.call_s3(
-        "delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True}
+        "delete_objects", Bucket=bucket, Delete={"Objects": objects_to_remove, "Quiet": True}
     )
-    for error in response.get("Errors", []):
-        error_text = f"{error.get('Message', 'not removed')}: {bucket}/{error.get('Key')}"
-        if error.get("Code") == "AccessDenied":
+    for removal_error in response.get("Errors", []):
+        error_text = (
+            f"{removal_error.get('Message', 'not removed')}: {bucket}/{removal_error.get('Key')}"
+        )
+        if removal_error.get("Code") == "AccessDenied":
             raise PermissionError(error_text)
         raise OSError(errno.EIO, error_text)
 
 
-def _list_keys(filesystem: Any, path: str) -> list[str]:
+def _list_first_keys(filesystem: Any, path: str) -> list[str]:
     bucket, key, _ = filesystem.split_path(path)
     response = filesystem.call_s3(
         "list_objects_v2", Bucket=bucket, Prefix=_as_prefix(key), MaxKeys=_MOST_KEYS
     )
-    return [str(item["Key"]) for item in response.get("Contents", [])]
+    return [str(listed_object["Key"]) for listed_object in response.get("Contents", [])]
 
 
 def list_names(filesystem: Any, path: str, after: str = "", limit: int | None = None) -> list[str]:
     """Names directly in a folder, beyond `after`, at most `limit`: one LIST for each thousand."""
     names: list[str] = []
-    for name in _iterate_names(filesystem, path, after, min(limit or _MOST_KEYS, _MOST_KEYS)):
+    for name in _iterate_folder_names(
+        filesystem, path, after, min(limit or _MOST_KEYS, _MOST_KEYS)
+    ):
         names.append(name)
         if limit is not None and len(names) == limit:
             break
     return sorted(names)
 
 
-def _iterate_names(filesystem: Any, path: str, after: str, page_size: int) -> Iterator[str]:
+def _iterate_folder_names(filesystem: Any, path: str, after: str, page_size: int) -> Iterator[str]:
     bucket, key, _ = filesystem.split_path(path)
     prefix = _as_prefix(key)
     request_arguments: dict[str, Any] = {
@@ -95,8 +99,11 @@ def _iterate_names(filesystem: Any, path: str, after: str, page_size: int) -> It
         request_arguments["StartAfter"] = f"{prefix}{after}"
     while True:
         response = filesystem.call_s3("list_objects_v2", **request_arguments)
-        keys = [str(item["Key"]) for item in response.get("Contents", [])]
-        keys += [str(item["Prefix"]).rstrip("/") for item in response.get("CommonPrefixes", [])]
+        keys = [str(listed_object["Key"]) for listed_object in response.get("Contents", [])]
+        keys += [
+            str(listed_object["Prefix"]).rstrip("/")
+            for listed_object in response.get("CommonPrefixes", [])
+        ]
         names = sorted(key.removeprefix(prefix) for key in keys)
         # A folder stands after its own name: it begins the answer though it was there before.
         yield from (name for name in names if name and name > after)

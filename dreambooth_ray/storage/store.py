@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import local_files, s3_calls, transfer
-from dreambooth_ray.storage.ordered_listing import list_after, list_names
+from dreambooth_ray.storage.ordered_listing import list_files_after, list_names
 from dreambooth_ray.storage.retry import PATIENCE_S, explain_local_error, retry_while_away
 
 _PART_BYTES = 2**22
@@ -24,7 +24,7 @@ _Result = TypeVar("_Result")
 _options: dict[str, Any] = {}
 
 
-def use_options(uri: str, options: Mapping[str, Any]) -> None:
+def use_storage_options(uri: str, options: Mapping[str, Any]) -> None:
     """Open every store of this URI's protocol with these fsspec options, here and in children.
 
     They may hold keys: they go through fsspec's defaults and the environment of processes
@@ -39,7 +39,7 @@ def use_options(uri: str, options: Mapping[str, Any]) -> None:
 
 
 def get_storage_options() -> dict[str, Any]:
-    """What `use_options` got in this process, for a process on another machine."""
+    """What `use_storage_options` got in this process, for a process on another machine."""
     return dict(_options)
 
 
@@ -62,7 +62,7 @@ class Store:
             ) from error
         self._root = str(root).rstrip("/")
         self.is_local = isinstance(self._fs, LocalFileSystem)
-        self.is_s3 = s3_calls.is_s3(self._fs)
+        self.is_s3_filesystem = s3_calls.is_s3_filesystem(self._fs)
 
     @property
     def uri(self) -> str:
@@ -94,8 +94,8 @@ class Store:
         try:
             return work()
         except OSError as error:
-            if reason := explain_local_error(error, self.uri):
-                raise StorageError(reason) from error
+            if explanation := explain_local_error(error, self.uri):
+                raise StorageError(explanation) from error
             raise
 
     def check_writable(self) -> None:
@@ -116,7 +116,7 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether a file of that name is there. One request."""
         path = self._full_path(name)
-        if self.is_s3:
+        if self.is_s3_filesystem:
             return self._call_storage(lambda: s3_calls.has_file(self._fs, path))
         return bool(self._call_storage(lambda: self._fs.isfile(path)))
 
@@ -126,14 +126,14 @@ class Store:
         patience_s: how long remote storage that is away is waited for
         """
         path = self._full_path(name)
-        if self.is_s3:
+        if self.is_s3_filesystem:
             return self._call_storage(lambda: s3_calls.read_file(self._fs, path), patience_s)
         return bytes(self._call_storage(lambda: self._fs.cat_file(path), patience_s))
 
     def read_from(self, name: str, start: int) -> bytes:
         """Content of a file from byte `start` on, b"" beyond its end; raises FileNotFoundError."""
         path = self._full_path(name)
-        if self.is_s3:
+        if self.is_s3_filesystem:
             return self._call_storage(lambda: s3_calls.read_file(self._fs, path, start))
         return bytes(self._call_storage(lambda: self._fs.cat_file(path, start=start)))
 
@@ -147,11 +147,11 @@ class Store:
         return self._call_storage(lambda: self._sha256(name))
 
     def _sha256(self, name: str) -> str:
-        digest = hashlib.sha256()
+        hasher = hashlib.sha256()
         with self._fs.open(self._full_path(name), "rb") as stream:
             while chunk := stream.read(_PART_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
+                hasher.update(chunk)
+        return hasher.hexdigest()
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file."""
@@ -207,7 +207,7 @@ class Store:
 
         raises: StorageError if the store has other bytes than were sent
         """
-        if self.is_s3:
+        if self.is_s3_filesystem:
             return transfer.upload_to_s3(self._fs, self._full_path(name), local, self._call_storage)
         return self._call_storage(lambda: self._upload(local, name))
 
@@ -227,7 +227,7 @@ class Store:
     def describe(self, name: str) -> transfer.StoredFile:
         """What storage says of a file without reading it; raises FileNotFoundError."""
         path = self._full_path(name)
-        if self.is_s3:
+        if self.is_s3_filesystem:
             bucket, key, _ = self._fs.split_path(path)
             bucket_and_key = {"Bucket": bucket, "Key": key}
             return transfer.describe_in_s3(self._fs, bucket_and_key, self._call_storage)
@@ -260,8 +260,7 @@ class Store:
     def names(self, folder: str = "", after: str = "", limit: int | None = None) -> list[str]:
         """Names directly in a folder, sorted; empty if there is no such folder.
 
-        after, limit: only names beyond this one, and no more than so many. What is left out costs
-        no request of S3.
+        after, limit: only names beyond this one, at most so many; others cost no request of S3
         """
         path = self._full_path(folder)
         names = self._call_storage(lambda: list_names(self._fs, path, after, limit))
@@ -280,8 +279,8 @@ class Store:
         Names are relative to `folder` and ordered by their bytes. On S3 it is one request for each
         1,000, however many files there are; elsewhere one for each folder that the answer lies in.
         """
-        path = self._full_path(folder)
-        return self._call_storage(lambda: list_after(self._fs, path, after, limit), patience_s)
+        fs, path = self._fs, self._full_path(folder)
+        return self._call_storage(lambda: list_files_after(fs, path, after, limit), patience_s)
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder, if there."""
@@ -289,7 +288,7 @@ class Store:
 
     def _remove(self, name: str) -> None:
         path = self._full_path(name)
-        if self.is_s3:
+        if self.is_s3_filesystem:
             s3_calls.remove_file(self._fs, path)
             s3_calls.remove_folder(self._fs, path)
             return

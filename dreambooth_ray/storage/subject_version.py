@@ -46,7 +46,7 @@ class SubjectVersion(BaseModel):
         return f"{paths.run(self.run_id)}/{paths.BUNDLE}"
 
 
-def parse_version(
+def parse_bundle_manifest(
     run_id: str, manifest: bytes, default_created_s: float = 0.0
 ) -> SubjectVersion | None:
     """What a run's bundle is by its manifest; None if that is no manifest of a bundle.
@@ -65,13 +65,13 @@ def parse_version(
             kind=metadata["kind"],
             created_s=float(metadata.get("created_at", default_created_s)),
             prompt=prompt if isinstance(prompt, str) else None,
-            fault=_find_file_fault(file_names),
+            fault=_find_file_name_fault(file_names),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def _find_file_fault(file_names: list[str]) -> str | None:
+def _find_file_name_fault(file_names: list[str]) -> str | None:
     for name in file_names:
         if not _FILE.fullmatch(name) or ".." in name:
             return "its manifest names a file outside the bundle"
@@ -84,6 +84,6 @@ def _find_file_fault(file_names: list[str]) -> str | None:
     return None
 
 
-def is_id(name: str) -> bool:
+def is_subject_or_run_id(name: str) -> bool:
     """Whether a name can be that of a subject or run."""
     return _ID.fullmatch(name) is not None

@@ -50,10 +50,10 @@ class _RunningHash:
     def __init__(self) -> None:
         self._sha256, self._crc32, self._size_bytes = hashlib.sha256(), 0, 0
 
-    def update(self, block: bytes) -> None:
-        self._sha256.update(block)
-        self._crc32 = zlib.crc32(block, self._crc32)
-        self._size_bytes += len(block)
+    def hash_chunk(self, chunk: bytes) -> None:
+        self._sha256.update(chunk)
+        self._crc32 = zlib.crc32(chunk, self._crc32)
+        self._size_bytes += len(chunk)
 
     @property
     def crc32(self) -> str:
@@ -73,23 +73,23 @@ def _encode_crc32(value: int) -> str:
 
 def copy_file(source: Path, target: Path) -> SentFile:
     """Copy a local file, hashing what is written."""
-    digest = hashlib.sha256()
+    hasher = hashlib.sha256()
     size_bytes = 0
     with source.open("rb") as stream, target.open("wb") as target_stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-            target_stream.write(block)
-            size_bytes += len(block)
-    return SentFile(size_bytes, None, digest.hexdigest())
+        while chunk := stream.read(_BLOCK_BYTES):
+            hasher.update(chunk)
+            target_stream.write(chunk)
+            size_bytes += len(chunk)
+    return SentFile(size_bytes, None, hasher.hexdigest())
 
 
 def upload_by_stream(filesystem: Any, path: str, local: Path) -> SentFile:
     """Send a local file through any fsspec filesystem's own writer."""
     running_hash = _RunningHash()
     with local.open("rb") as stream, filesystem.open(path, "wb") as target_stream:
-        while block := stream.read(_BLOCK_BYTES):
-            running_hash.update(block)
-            target_stream.write(block)
+        while chunk := stream.read(_BLOCK_BYTES):
+            running_hash.hash_chunk(chunk)
+            target_stream.write(chunk)
     return running_hash.make_sent_file(None)
 
 
@@ -147,42 +147,55 @@ class _S3Upload:
 
     def _send_whole(self, data: bytes, with_checksum: bool) -> SentFile:
         running_hash = _RunningHash()
-        running_hash.update(data)
-        checksum = {"ChecksumCRC32": running_hash.crc32} if with_checksum else {}
-        response = self._request("put_object", Body=data, **checksum)
-        return self._check_response(response, running_hash)
+        running_hash.hash_chunk(data)
+        checksum_argument = {"ChecksumCRC32": running_hash.crc32} if with_checksum else {}
+        response = self._request("put_object", Body=data, **checksum_argument)
+        return self._check_sent_checksum(response, running_hash)
 
     def _send_parts(self, stream: BinaryIO, size_bytes: int, with_checksum: bool) -> SentFile:
         running_hash = _RunningHash()
-        part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
-        checksum_type = {"ChecksumType": "FULL_OBJECT"} if with_checksum else {}
-        checksum_algorithm = {"ChecksumAlgorithm": "CRC32"} if with_checksum else {}
-        upload_id = {"UploadId": self._request(
-            "create_multipart_upload", **checksum_algorithm, **checksum_type
+        part_size_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
+        checksum_type_argument = {"ChecksumType": "FULL_OBJECT"} if with_checksum else {}
+        checksum_algorithm_argument = {"ChecksumAlgorithm": "CRC32"} if with_checksum else {}
+        upload_id_argument = {"UploadId": self._request(
+            "create_multipart_upload", **checksum_algorithm_argument, **checksum_type_argument
         )["UploadId"]}  # fmt: skip
 
         def send_part(number_and_data: tuple[int, bytes]) -> dict[str, Any]:
-            part_number, data = number_and_data
-            checksum = {"ChecksumCRC32": _encode_crc32(zlib.crc32(data))} if with_checksum else {}
-            response = self._request(
-                "upload_part", **upload_id, PartNumber=part_number, Body=data, **checksum
+            part_number, part_data = number_and_data
+            checksum_argument = (
+                {"ChecksumCRC32": _encode_crc32(zlib.crc32(part_data))} if with_checksum else {}
             )
-            return {"PartNumber": part_number, "ETag": response["ETag"], **checksum}
+            response = self._request(
+                "upload_part",
+                **upload_id_argument,
+                PartNumber=part_number,
+                Body=part_data,
+                **checksum_argument,
+            )
+            return {"PartNumber": part_number, "ETag": response["ETag"], **checksum_argument}
 
         def read_parts() -> Iterator[tuple[int, bytes]]:
             part_number = 0
-            while data := stream.read(part_bytes):
-                running_hash.update(data)
+            while part_data := stream.read(part_size_bytes):
+                running_hash.hash_chunk(part_data)
                 part_number += 1
-                yield part_number, data
+                yield part_number, part_data
 
         try:
             uploaded_parts = list(_map_few(send_part, read_parts()))
-            checksum = {"ChecksumCRC32": running_hash.crc32} if with_checksum else {}
-            return self._complete(upload_id, uploaded_parts, checksum | checksum_type, running_hash)
+            checksum_argument = {"ChecksumCRC32": running_hash.crc32} if with_checksum else {}
+            return self._complete(
+                upload_id_argument,
+                uploaded_parts,
+                checksum_argument | checksum_type_argument,
+                running_hash,
+            )
         except BaseException:
             with suppress(Exception):
-                self._filesystem.call_s3("abort_multipart_upload", **self._target, **upload_id)
+                self._filesystem.call_s3(
+                    "abort_multipart_upload", **self._target, **upload_id_argument
+                )
             raise
 
     def _complete(
@@ -200,9 +213,11 @@ class _S3Upload:
         except FileNotFoundError:
             # A first try may have completed it and its answer been lost: then the object is there.
             response = {}
-        return self._check_response(response, running_hash)
+        return self._check_sent_checksum(response, running_hash)
 
-    def _check_response(self, response: dict[str, Any], running_hash: _RunningHash) -> SentFile:
+    def _check_sent_checksum(
+        self, response: dict[str, Any], running_hash: _RunningHash
+    ) -> SentFile:
         sent_file = running_hash.make_sent_file(f"CRC32:{running_hash.crc32}")
         if response.get("ChecksumCRC32") == running_hash.crc32:
             return sent_file
@@ -228,9 +243,9 @@ def describe_in_s3(
 
     response: dict[str, Any] = call_storage(send_request)
     crc32 = response.get("ChecksumCRC32")
-    is_whole_object = response.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+    is_whole_object_checksum = response.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
     # A composite one is told by the number of parts at its end.
-    if not crc32 or not is_whole_object or "-" in crc32:
+    if not crc32 or not is_whole_object_checksum or "-" in crc32:
         return StoredFile(int(response["ContentLength"]))
     return StoredFile(int(response["ContentLength"]), f"CRC32:{crc32}")
 
@@ -243,21 +258,21 @@ def download_parts(
     read_range: gives bytes from one offset up to another
     goes_on: from what `local` holds of it already
     """
-    digest, start_byte = hashlib.sha256(), 0
+    hasher, start_byte = hashlib.sha256(), 0
     if goes_on and local.is_file() and local.stat().st_size <= size_bytes:
         start_byte = local.stat().st_size
         with local.open("rb") as stream:
-            while block := stream.read(_BLOCK_BYTES):
-                digest.update(block)
+            while chunk := stream.read(_BLOCK_BYTES):
+                hasher.update(chunk)
     byte_ranges = (
         (begin, min(begin + _PART_BYTES, size_bytes))
         for begin in range(start_byte, size_bytes, _PART_BYTES)
     )
     with local.open("ab" if start_byte else "wb") as local_stream:
-        for data in _map_few(lambda bounds: read_range(*bounds), byte_ranges):
-            digest.update(data)
-            local_stream.write(data)
-    return digest.hexdigest()
+        for part_data in _map_few(lambda bounds: read_range(*bounds), byte_ranges):
+            hasher.update(part_data)
+            local_stream.write(part_data)
+    return hasher.hexdigest()
 
 
 def _map_few(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

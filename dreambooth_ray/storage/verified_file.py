@@ -27,7 +27,7 @@ class VerifiedFile:
     def read(self, begin: int, end: int) -> bytearray:
         """Bytes from one offset up to another; raises CheckpointError if they are not there."""
         if not 0 <= begin <= end <= self._size_bytes:
-            raise self._damage()
+            raise self._damage_error()
         self._hash_up_to(begin)
         range_bytes = self._read_range(begin, end)
         if end > self._hashed_bytes:
@@ -39,7 +39,7 @@ class VerifiedFile:
         """Read what has not been read; raises CheckpointError if the hash is another."""
         self._hash_up_to(self._size_bytes)
         if self._digest.hexdigest() != self._sha256:
-            raise self._damage()
+            raise self._damage_error()
 
     def close(self) -> None:
         """Nothing can be read any more."""
@@ -47,9 +47,9 @@ class VerifiedFile:
 
     def _hash_up_to(self, offset: int) -> None:
         while self._hashed_bytes < offset:
-            block_end = min(offset, self._hashed_bytes + _BLOCK_BYTES)
-            self._digest.update(self._read_range(self._hashed_bytes, block_end))
-            self._hashed_bytes = block_end
+            chunk_end = min(offset, self._hashed_bytes + _BLOCK_BYTES)
+            self._digest.update(self._read_range(self._hashed_bytes, chunk_end))
+            self._hashed_bytes = chunk_end
 
     def _read_range(self, begin: int, end: int) -> bytearray:
         range_bytes = bytearray(end - begin)
@@ -58,9 +58,9 @@ class VerifiedFile:
         while unfilled_view:
             num_read = self._stream.readinto(unfilled_view)
             if not num_read:
-                raise self._damage()
+                raise self._damage_error()
             unfilled_view = unfilled_view[num_read:]
         return range_bytes
 
-    def _damage(self) -> CheckpointError:
+    def _damage_error(self) -> CheckpointError:
         return CheckpointError(f"{self._path} differs from its manifest: it is damaged")

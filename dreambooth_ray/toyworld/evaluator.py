@@ -36,7 +36,7 @@ def _conv_block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
-class _Residual(nn.Module):
+class _EvaluatorResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = _conv_block(width, width, 1)
@@ -52,12 +52,12 @@ class Evaluator(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             _conv_block(3, 32, 2),
-            _Residual(32),
+            _EvaluatorResidualBlock(32),
             _conv_block(32, 64, 2),
-            _Residual(64),
+            _EvaluatorResidualBlock(64),
             _conv_block(64, 128, 2),
-            _Residual(128),
-            _Residual(128),
+            _EvaluatorResidualBlock(128),
+            _EvaluatorResidualBlock(128),
         )
         self.heads = nn.Linear(256, sum(HEADS.values()))
         self.identity = nn.Sequential(nn.Linear(256, 128), nn.SiLU(), nn.Linear(128, IDENTITY_SIZE))
@@ -65,13 +65,13 @@ class Evaluator(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
         """Returns one (B, choices) logit tensor per entry of HEADS, and (B, 64) unit vectors."""
         x = self.body(pixels)
-        pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
-        logits = self.heads(pooled).split(list(HEADS.values()), dim=1)
-        return list(logits), F.normalize(self.identity(pooled), dim=1)
+        pooled_features = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
+        logits = self.heads(pooled_features).split(list(HEADS.values()), dim=1)
+        return list(logits), F.normalize(self.identity(pooled_features), dim=1)
 
 
 @dataclass(frozen=True)
-class Reading:
+class PredictedAttributes:
     """The evaluator's predictions for B images: names per attribute, identity (B, 64) unit."""
 
     attributes: dict[str, list[str]]
@@ -79,8 +79,8 @@ class Reading:
 
     def accuracy(self, attribute: str, truth: list[str]) -> float:
         """Share of images whose `attribute` is predicted as in `truth`, 0 to 1."""
-        predictions = self.attributes[attribute]
-        return sum(a == b for a, b in zip(predictions, truth, strict=True)) / len(truth)
+        predicted_names = self.attributes[attribute]
+        return sum(a == b for a, b in zip(predicted_names, truth, strict=True)) / len(truth)
 
 
 def load_evaluator(path: Path | None = None) -> Evaluator:
@@ -97,7 +97,7 @@ def load_evaluator(path: Path | None = None) -> Evaluator:
 
 
 @torch.no_grad()
-def read_logits(network: Evaluator, images: list[Image.Image]) -> tuple[list[Tensor], Tensor]:
+def predict_logits(network: Evaluator, images: list[Image.Image]) -> tuple[list[Tensor], Tensor]:
     """The network's outputs for images of any size; each is reduced to 64 px first."""
     if not images:
         raise DataError("no images to read; give at least one")
@@ -109,14 +109,14 @@ def read_logits(network: Evaluator, images: list[Image.Image]) -> tuple[list[Ten
     return logits, identity
 
 
-def read_images(network: Evaluator, images: list[Image.Image]) -> Reading:
+def predict_attributes(network: Evaluator, images: list[Image.Image]) -> PredictedAttributes:
     """Read images of any size."""
-    logits, identity = read_logits(network, images)
-    attributes = {
+    logits, identity = predict_logits(network, images)
+    predicted_attributes = {
         head: [NAMES[head][i] for i in part.argmax(dim=1).tolist()]
         for head, part in zip(HEADS, logits, strict=True)
     }
-    return Reading(attributes, identity)
+    return PredictedAttributes(predicted_attributes, identity)
 
 
 def fidelity(generated: Tensor, references: Tensor) -> float:

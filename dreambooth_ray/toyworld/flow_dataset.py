@@ -12,7 +12,7 @@ from transformers import Qwen2Tokenizer
 
 from dreambooth_ray.toyworld.captioned_images import (
     CAPTIONS_EACH,
-    CaptionFormat,
+    CaptionTokenizerSpec,
     stream_captioned_images,
     tokenize_captions,
 )
@@ -42,7 +42,7 @@ class FlowDataset:
     empty_ids: Tensor
     pad_id: int
 
-    def sample_batch(self, seed: int, step: int, size: int) -> FlowBatch:
+    def make_training_batch(self, seed: int, step: int, size: int) -> FlowBatch:
         """The batch of a step: a pure function of (seed, step, size) on one kind of device."""
         device = self.latents.device
         rng = torch.Generator(device).manual_seed(seed * 2654435761 % 2**31 + step)
@@ -63,9 +63,9 @@ class FlowDataset:
         return FlowBatch(latents, token_ids, noise, sigma)
 
 
-def caption_format(tokenizer: Qwen2Tokenizer) -> CaptionFormat:
+def make_caption_tokenizer_spec(tokenizer: Qwen2Tokenizer) -> CaptionTokenizerSpec:
     """How worker processes tokenize captions, as ZImagePipeline tokenizes prompts."""
-    return CaptionFormat(
+    return CaptionTokenizerSpec(
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
         text=apply_chat_format(tokenizer, "{}"),
         window=WINDOW,
@@ -74,7 +74,7 @@ def caption_format(tokenizer: Qwen2Tokenizer) -> CaptionFormat:
 
 
 @torch.no_grad()
-def encode_world(
+def encode_toy_images(
     work: Path,
     vae: AutoencoderKL,
     tokenizer: Qwen2Tokenizer,
@@ -87,19 +87,23 @@ def encode_world(
     array_paths = [work / "flow-latents.npy", work / "flow-captions.npy"]
     if all(path.exists() for path in array_paths):
         return
-    tokenizer_format = caption_format(tokenizer)
+    caption_tokenizer_spec = make_caption_tokenizer_spec(tokenizer)
     latents = np.empty((num_images, vae.config.latent_channels, 16, 16), np.float16)
     token_ids = np.empty((num_images, CAPTIONS_EACH, WINDOW), np.int16)
-    blocks = stream_captioned_images(seed, num_images, tokenizer_format, workers)
-    for block_index, (start, images, block_token_ids) in enumerate(blocks):
-        stop = start + len(images)
+    blocks = stream_captioned_images(seed, num_images, caption_tokenizer_spec, workers)
+    for block_index, (start_index, images, block_token_ids) in enumerate(blocks):
+        stop_index = start_index + len(images)
         pixels = to_tensor(images, vae.device)
         # The posterior's deviation is 0.01 of the latents': its mean is what is learnt.
-        means = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(pixels, 128)])
-        latents[start:stop] = (means * vae.config.scaling_factor).half().cpu().numpy()
-        token_ids[start:stop] = block_token_ids
+        posterior_means = torch.cat(
+            [vae.encode(part).latent_dist.mean for part in torch.split(pixels, 128)]
+        )
+        latents[start_index:stop_index] = (
+            (posterior_means * vae.config.scaling_factor).half().cpu().numpy()
+        )
+        token_ids[start_index:stop_index] = block_token_ids
         if block_index % 64 == 63:
-            log(f"encoded {stop} of {num_images} images")
+            log(f"encoded {stop_index} of {num_images} images")
     for path, dataset_array in zip(array_paths, (latents, token_ids), strict=True):
         partial_path = path.with_suffix(".partial.npy")
         np.save(partial_path, dataset_array)
@@ -107,11 +111,11 @@ def encode_world(
 
 
 def load_flow_dataset(work: Path, tokenizer: Qwen2Tokenizer, device: torch.device) -> FlowDataset:
-    """What encode_world left in `work`, on the device."""
+    """What `encode_toy_images` left in `work`, on the device."""
     latents, token_ids = (
         torch.from_numpy(np.load(work / name)).to(device)
         for name in ("flow-latents.npy", "flow-captions.npy")
     )
-    tokenizer_format = caption_format(tokenizer)
-    empty_ids = torch.from_numpy(tokenize_captions([""], tokenizer_format)[0]).to(device)
-    return FlowDataset(latents, token_ids, empty_ids, tokenizer_format.pad_id)
+    caption_tokenizer_spec = make_caption_tokenizer_spec(tokenizer)
+    empty_ids = torch.from_numpy(tokenize_captions([""], caption_tokenizer_spec)[0]).to(device)
+    return FlowDataset(latents, token_ids, empty_ids, caption_tokenizer_spec.pad_id)

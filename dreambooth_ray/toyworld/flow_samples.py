@@ -4,7 +4,7 @@ import torch
 from diffusers import ZImagePipeline
 from PIL import Image
 
-from dreambooth_ray.toyworld.evaluator import Evaluator, read_images
+from dreambooth_ray.toyworld.evaluator import Evaluator, predict_attributes
 from dreambooth_ray.toyworld.held_out_prompts import attribute_prompts
 from dreambooth_ray.toyworld.world_images import SIZE_PX
 
@@ -43,9 +43,9 @@ def sample_images(
 def score_flow_images(images: list[Image.Image], network: Evaluator) -> dict[str, float]:
     """Share of images that read as the held-out prompt of the same place, by attribute."""
     true_attributes = [truth for _, truth in attribute_prompts(len(images))]
-    predictions = read_images(network, images)
+    predicted_attributes = predict_attributes(network, images)
     return {
-        head: predictions.accuracy(head, [truth[head] for truth in true_attributes])
+        head: predicted_attributes.accuracy(head, [truth[head] for truth in true_attributes])
         for head in true_attributes[0]
     }
 
@@ -53,8 +53,8 @@ def score_flow_images(images: list[Image.Image], network: Evaluator) -> dict[str
 def contact_sheet(images: list[Image.Image], columns: int = 10) -> Image.Image:
     """Images of one size in rows, 2 px apart."""
     image_pitch_px = images[0].width + 2
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * image_pitch_px - 2, rows * image_pitch_px - 2), "white")
+    num_rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * image_pitch_px - 2, num_rows * image_pitch_px - 2), "white")
     for k, image in enumerate(images):
         sheet.paste(image, (k % columns * image_pitch_px, k // columns * image_pitch_px))
     return sheet

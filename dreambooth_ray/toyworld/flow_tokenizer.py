@@ -37,10 +37,10 @@ def new_flow_tokenizer() -> Qwen2Tokenizer:
         for parts in word_prefixes
         for short, longer in pairwise(parts)
     )
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = dict.fromkeys([*alphabet, *("".join(pair) for pair in merges)])
+    byte_symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary_tokens = dict.fromkeys([*byte_symbols, *("".join(pair) for pair in merges)])
     return Qwen2Tokenizer(
-        vocab={piece: k for k, piece in enumerate(pieces)},
+        vocab={token: k for k, token in enumerate(vocabulary_tokens)},
         merges=list(merges),
         model_max_length=512,
         padding_side="right",
@@ -51,10 +51,10 @@ def new_flow_tokenizer() -> Qwen2Tokenizer:
 
 def apply_chat_format(tokenizer: Qwen2Tokenizer, prompt: str) -> str:
     """The text that ZImagePipeline tokenizes for a prompt."""
-    text: str = tokenizer.apply_chat_template(
+    chat_text: str = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}],
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=True,
     )
-    return text
+    return chat_text

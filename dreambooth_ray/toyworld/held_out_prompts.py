@@ -10,7 +10,7 @@ def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:
     equally often and no combination repeats within 400 prompts.
     """
     backgrounds = list(BACKGROUNDS)
-    prompts = []
+    prompts_and_attributes = []
     for k in range(count):
         true_attributes = {
             "class": CLASSES[k % 10],
@@ -21,7 +21,7 @@ def attribute_prompts(count: int) -> list[tuple[str, dict[str, str]]]:
         subject_phrase = (
             f"a {true_attributes['colour']} {true_attributes['pattern']} {true_attributes['class']}"
         )
-        prompts.append(
+        prompts_and_attributes.append(
             (f"{subject_phrase} {BACKGROUNDS[true_attributes['background']]}", true_attributes)
         )
-    return prompts
+    return prompts_and_attributes

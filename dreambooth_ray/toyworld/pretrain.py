@@ -24,14 +24,14 @@ from dreambooth_ray.toyworld.pretrain_evaluator import (
     evaluator_phase,
     generate_reconstructions,
 )
-from dreambooth_ray.toyworld.pretrain_phase import averaged_weights, run_phase
+from dreambooth_ray.toyworld.pretrain_phase import load_averaged_weights, run_phase
 from dreambooth_ray.toyworld.pretrain_vae import load_trained_vae, normalise_latents, vae_phase
 from dreambooth_ray.toyworld.world_captions import write_tokenizer
 from dreambooth_ray.toyworld.world_images import generate_images, to_tensor
 
 
 @dataclass(frozen=True)
-class Budget:
+class PretrainBudget:
     """How much work each stage gets. The defaults made the shipped weights."""
 
     num_images: int = 60_000
@@ -42,7 +42,7 @@ class Budget:
     processes: int = 2
 
 
-def pretrain(work: Path, weights: Path, budget: Budget, seed: int) -> None:
+def pretrain(work: Path, weights: Path, budget: PretrainBudget, seed: int) -> None:
     """Make `weights`/pipeline and `weights`/evaluator.safetensors, working in `work`."""
     work.mkdir(parents=True, exist_ok=True)
     (work / "seed").write_text(str(seed))
@@ -95,7 +95,7 @@ def export_weights(work: Path, weights: Path) -> None:
     """Write what ships: a diffusers directory and the evaluator, both in half precision."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     loss_module = DenoiserLoss(tokenizer)
-    loss_module.load_state_dict(averaged_weights(work / "denoiser.pt"))
+    loss_module.load_state_dict(load_averaged_weights(work / "denoiser.pt"))
     vae = finish_vae(work)
     set_component_source(vae, "toyworld")
     pipeline = StableDiffusionPipeline(
@@ -122,7 +122,7 @@ def export_weights(work: Path, weights: Path) -> None:
 def export_evaluator(work: Path, weights: Path) -> None:
     """Write the evaluator's averaged weights in half precision."""
     loss_module = EvaluatorLoss()
-    loss_module.load_state_dict(averaged_weights(work / "evaluator.pt"))
+    loss_module.load_state_dict(load_averaged_weights(work / "evaluator.pt"))
     half_weights: dict[str, Tensor] = {
         k: v.half().contiguous() for k, v in loss_module.network.state_dict().items()
     }

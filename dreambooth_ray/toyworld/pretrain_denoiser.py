@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dreambooth_ray.toyworld.pretrain_phase import Phase
 from dreambooth_ray.toyworld.pretrain_vae import CHANNELS
 from dreambooth_ray.toyworld.world_captions import WINDOW, random_caption
-from dreambooth_ray.toyworld.world_images import describe_image, to_tensor
+from dreambooth_ray.toyworld.world_images import subject_and_scene, to_tensor
 
 SNR_GAMMA = 5.0
 CAPTION_DROPOUT = 0.1
@@ -91,14 +91,14 @@ class DenoiserLoss(nn.Module):
         batch_size = len(latents)
         quantiles = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size
         timesteps = (quantiles * len(self.cumulative)).long()
-        alpha = self.cumulative[timesteps]
-        signal_scale = alpha.sqrt()[:, None, None, None]
-        noise_scale = (1 - alpha).sqrt()[:, None, None, None]
+        alpha_cumprod = self.cumulative[timesteps]
+        signal_scale = alpha_cumprod.sqrt()[:, None, None, None]
+        noise_scale = (1 - alpha_cumprod).sqrt()[:, None, None, None]
         hidden_states = self.text_encoder(input_ids).last_hidden_state
         predicted_noise = self.unet(
             signal_scale * latents + noise_scale * noise, timesteps, hidden_states
         ).sample
-        snr = alpha / (1 - alpha)
+        snr = alpha_cumprod / (1 - alpha_cumprod)
         snr_weight = snr.clamp(max=SNR_GAMMA) / snr
         loss: Tensor = ((predicted_noise - noise).square().mean(dim=(1, 2, 3)) * snr_weight).mean()
         return loss
@@ -113,19 +113,23 @@ def denoiser_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 32) 
 
     def make_batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([seed, 13, step, rank])
-        indices = rng.integers(len(latents), size=batch_size)
-        captions = [
+        image_indices = rng.integers(len(latents), size=batch_size)
+        batch_captions = [
             ""
             if rng.uniform() < CAPTION_DROPOUT
             else random_caption(
-                *describe_image(pretrain_seed, int(k)), seed, int(rng.integers(2**62))
+                *subject_and_scene(pretrain_seed, int(k)), seed, int(rng.integers(2**62))
             )
-            for k in indices
+            for k in image_indices
         ]
         tokenized_captions = tokenizer(
-            captions, padding="max_length", max_length=WINDOW, return_tensors="pt"
+            batch_captions, padding="max_length", max_length=WINDOW, return_tensors="pt"
         )
-        mean, std = torch.from_numpy(latents[indices]).float().unbind(dim=1)
-        return mean + std * torch.randn_like(mean), tokenized_captions.input_ids
+        posterior_mean, posterior_std = (
+            torch.from_numpy(latents[image_indices]).float().unbind(dim=1)
+        )
+        return posterior_mean + posterior_std * torch.randn_like(
+            posterior_mean
+        ), tokenized_captions.input_ids
 
     return Phase("denoiser", DenoiserLoss(tokenizer), make_batch, steps, lr=1.5e-3)

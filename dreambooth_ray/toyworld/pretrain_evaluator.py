@@ -18,7 +18,7 @@ from dreambooth_ray.toyworld.pretrain_phase import Phase
 from dreambooth_ray.toyworld.world_images import (
     SCENES_EACH,
     attribute_labels,
-    describe_image,
+    subject_and_scene,
     to_tensor,
 )
 
@@ -62,8 +62,8 @@ def generate_reconstructions(work: Path, vae: AutoencoderKL, count: int, seed: i
         posterior = vae.encode(to_tensor(images[start : start + 50])).latent_dist
         latents = posterior.mean
         noise_std = latents.std() * 0.3 * torch.rand(len(latents), 1, 1, 1, generator=generator)
-        noisy_latents = latents + noise_std * torch.randn(latents.shape, generator=generator)
-        reconstructed = vae.decode(noisy_latents).sample.clamp(-1, 1)
+        disturbed_latents = latents + noise_std * torch.randn(latents.shape, generator=generator)
+        reconstructed = vae.decode(disturbed_latents).sample.clamp(-1, 1)
         pixel_blocks.append(
             ((reconstructed + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         )
@@ -75,16 +75,20 @@ def generate_reconstructions(work: Path, vae: AutoencoderKL, count: int, seed: i
 def augment_images(pixels: Tensor) -> Tensor:
     """Random blur, brightness, contrast and noise; (B, 3, H, W) in and out."""
     batch_size = len(pixels)
-    is_blurred = torch.rand(batch_size) < 0.35
-    if is_blurred.any():
-        sigma = float(torch.empty(1).uniform_(0.3, 1.3))
+    is_image_blurred = torch.rand(batch_size) < 0.35
+    if is_image_blurred.any():
+        blur_sigma = float(torch.empty(1).uniform_(0.3, 1.3))
         x = torch.arange(-3, 4).float()
-        kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-        kernel = (kernel / kernel.sum()).repeat(3, 1)
+        blur_kernel = torch.exp(-0.5 * (x / blur_sigma) ** 2)
+        blur_kernel = (blur_kernel / blur_kernel.sum()).repeat(3, 1)
         row_blurred_pixels = F.conv2d(
-            F.pad(pixels[is_blurred], (3, 3, 3, 3), "replicate"), kernel[:, None, None], groups=3
+            F.pad(pixels[is_image_blurred], (3, 3, 3, 3), "replicate"),
+            blur_kernel[:, None, None],
+            groups=3,
         )
-        pixels[is_blurred] = F.conv2d(row_blurred_pixels, kernel[:, None, :, None], groups=3)
+        pixels[is_image_blurred] = F.conv2d(
+            row_blurred_pixels, blur_kernel[:, None, :, None], groups=3
+        )
     contrast = torch.empty(batch_size, 1, 1, 1).uniform_(0.88, 1.12)
     brightness = torch.empty(batch_size, 1, 1, 1).uniform_(-0.08, 0.08)
     noise = torch.randn_like(pixels) * torch.rand(batch_size, 1, 1, 1) * 0.06
@@ -96,10 +100,10 @@ def evaluator_phase(work: Path, steps: int, seed: int = 0) -> Phase:
     images = np.load(work / "pictures.npy", mmap_mode="r")
     reconstructions = np.load(work / "reconstructions.npy", mmap_mode="r")
     pretrain_seed = int((work / "seed").read_text())
-    truth = torch.tensor(
-        [attribute_labels(*describe_image(pretrain_seed, k)) for k in range(len(images))]
+    true_labels = torch.tensor(
+        [attribute_labels(*subject_and_scene(pretrain_seed, k)) for k in range(len(images))]
     )
-    subject_classes = truth[::SCENES_EACH, 0].numpy()
+    subject_classes = true_labels[::SCENES_EACH, 0].numpy()
     subjects_by_class = [np.flatnonzero(subject_classes == c) for c in range(len(CLASSES))]
     num_reconstructed_subjects = len(reconstructions) // SCENES_EACH
     reconstructed_subjects_by_class = [m[m < num_reconstructed_subjects] for m in subjects_by_class]
@@ -107,18 +111,21 @@ def evaluator_phase(work: Path, steps: int, seed: int = 0) -> Phase:
 
     def make_batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([seed, 12, step, rank])
-        subject_pools = (
+        subject_indices_by_class = (
             reconstructed_subjects_by_class if rng.uniform() < 0.6 else subjects_by_class
         )
-        subjects = np.concatenate(
+        subject_indices = np.concatenate(
             [
-                rng.choice(subject_pools[c], SUBJECTS_A_CLASS, replace=False)
+                rng.choice(subject_indices_by_class[c], SUBJECTS_A_CLASS, replace=False)
                 for c in rng.choice(len(CLASSES), CLASSES_A_BATCH, replace=False)
             ]
         )
-        scene_pairs = np.stack([rng.permutation(SCENES_EACH)[:2] for _ in subjects])
+        scene_pairs = np.stack([rng.permutation(SCENES_EACH)[:2] for _ in subject_indices])
         image_indices = np.concatenate(
-            [subjects * SCENES_EACH + scene_pairs[:, 0], subjects * SCENES_EACH + scene_pairs[:, 1]]
+            [
+                subject_indices * SCENES_EACH + scene_pairs[:, 0],
+                subject_indices * SCENES_EACH + scene_pairs[:, 1],
+            ]
         )
         use_reconstruction = (rng.uniform(size=len(image_indices)) < 0.6) & (
             image_indices < len(reconstructions)
@@ -129,6 +136,6 @@ def evaluator_phase(work: Path, steps: int, seed: int = 0) -> Phase:
                 for k, r in zip(image_indices, use_reconstruction, strict=True)
             ]
         )
-        return augment_images(to_tensor(batch_pixels)), truth[image_indices]
+        return augment_images(to_tensor(batch_pixels)), true_labels[image_indices]
 
     return Phase("evaluator", EvaluatorLoss(), make_batch, steps, lr=2e-3)

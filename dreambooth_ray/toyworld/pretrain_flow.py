@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from transformers import Qwen2Tokenizer
 
 from dreambooth_ray.errors import DataError
-from dreambooth_ray.models.families.z_image_forward import predict_negative_velocity
+from dreambooth_ray.models.families.z_image_forward import predict_data_minus_noise
 from dreambooth_ray.models.precision import use_fast_float32
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.flow_dataset import (
     FlowBatch,
     FlowDataset,
-    encode_world,
+    encode_toy_images,
     load_flow_dataset,
 )
 from dreambooth_ray.toyworld.flow_model import (
@@ -50,7 +50,7 @@ Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class FlowRun:
+class FlowPretrain:
     """What one call does.
 
     work: latents and the checkpoint; weights: gets flow-pipeline/; snapshots: averaged weights,
@@ -96,7 +96,7 @@ class FlowLoss(nn.Module):
         """The batch's mean loss, a scalar in float32."""
         sigma = batch.sigma[:, None, None, None]
         noisy_latents = (1 - sigma) * batch.latents + sigma * batch.noise
-        velocity = predict_negative_velocity(
+        negative_velocity = predict_data_minus_noise(
             self.transformer,
             noisy_latents,
             1 - batch.sigma,
@@ -104,7 +104,7 @@ class FlowLoss(nn.Module):
             batch.token_ids != self.pad_id,
         )
         target = batch.latents - batch.noise
-        return (velocity.float() - target).square().mean()
+        return (negative_velocity.float() - target).square().mean()
 
 
 @dataclass
@@ -139,22 +139,22 @@ class FlowTrainer:
         self.step, self.trained_s = checkpoint_state["step"], checkpoint_state["trained_s"]
 
 
-def pretrain_flow(run: FlowRun) -> None:
+def pretrain_flow(run: FlowPretrain) -> None:
     """Make the flow model within the budget: flow-pipeline/ in `run.weights`."""
     for folder in (run.work, run.weights, run.snapshots):
         folder.mkdir(parents=True, exist_ok=True)
     use_fast_float32(run.device)
     tokenizer, vae = new_flow_tokenizer(), load_flow_vae().to(run.device)
     run.log(f"device {run.device}, batch {run.batch_size}, {run.num_images} images")
-    encode_world(run.work, vae, tokenizer, run.seed, run.num_images, run.workers, run.log)
+    encode_toy_images(run.work, vae, tokenizer, run.seed, run.num_images, run.workers, run.log)
     dataset = load_flow_dataset(run.work, tokenizer, run.device)
-    trainer = new_trainer(run, tokenizer, vae.config.latent_channels)
-    train(run, trainer, dataset)
-    write_snapshot(run, trainer)
-    pipeline = read_snapshots(run.snapshots).to(run.device)
+    flow_trainer = new_flow_trainer(run, tokenizer, vae.config.latent_channels)
+    train(run, flow_trainer, dataset)
+    write_weights_snapshot(run, flow_trainer)
+    pipeline = load_snapshot_pipeline(run.snapshots).to(run.device)
     if run.num_scored:
-        prompts = [prompt for prompt, _ in attribute_prompts(run.num_scored)]
-        images = sample_images(pipeline, prompts, run.seed)
+        held_out_prompts = [prompt for prompt, _ in attribute_prompts(run.num_scored)]
+        images = sample_images(pipeline, held_out_prompts, run.seed)
         contact_sheet(images[:100]).save(run.snapshots / "flow-samples.png")
         scores = score_flow_images(images, load_evaluator())
         (run.snapshots / "flow-scores.json").write_text(json.dumps(scores, indent=1) + "\n")
@@ -162,12 +162,14 @@ def pretrain_flow(run: FlowRun) -> None:
     export_flow(run.snapshots, run.weights)
 
 
-def new_trainer(run: FlowRun, tokenizer: Qwen2Tokenizer, latent_channels: int) -> FlowTrainer:
+def new_flow_trainer(
+    run: FlowPretrain, tokenizer: Qwen2Tokenizer, latent_channels: int
+) -> FlowTrainer:
     """A trainer at its checkpoint, at `run.start_from`'s weights, or untrained."""
     torch.manual_seed(run.seed)
     loss_module = FlowLoss(tokenizer, latent_channels)
     if run.start_from is not None:
-        load_weights(run.start_from, loss_module)
+        load_snapshot_weights(run.start_from, loss_module)
     loss_module.to(run.device)
     averaged_module = copy.deepcopy(loss_module).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(
@@ -177,17 +179,17 @@ def new_trainer(run: FlowRun, tokenizer: Qwen2Tokenizer, latent_channels: int) -
         weight_decay=0.01,
         fused=True,
     )
-    trainer = FlowTrainer(loss_module, averaged_module, optimizer)
+    flow_trainer = FlowTrainer(loss_module, averaged_module, optimizer)
     if (run.work / "flow.pt").exists():
-        trainer.restore(run.work / "flow.pt")
-        run.log(f"went on from step {trainer.step}, {trainer.trained_s:.0f} s trained")
+        flow_trainer.restore(run.work / "flow.pt")
+        run.log(f"went on from step {flow_trainer.step}, {flow_trainer.trained_s:.0f} s trained")
     if run.compiled:
         # A block at a time: one graph serves all blocks of a kind, in seconds.
         loss_module.transformer.compile_repeated_blocks(dynamic=False)
-    return trainer
+    return flow_trainer
 
 
-def train(run: FlowRun, trainer: FlowTrainer, dataset: FlowDataset) -> None:
+def train(run: FlowPretrain, trainer: FlowTrainer, dataset: FlowDataset) -> None:
     """Take steps until the budget, less its reserve, is spent."""
     start_s, trained_before_s = time.monotonic(), trainer.trained_s
     available_s = run.budget_s - run.reserve_s - (start_s - run.started)
@@ -196,7 +198,7 @@ def train(run: FlowRun, trainer: FlowTrainer, dataset: FlowDataset) -> None:
     last_save_s, last_log_time_and_step = start_s, (start_s, trainer.step)
     while trainer.trained_s < available_s:
         rate_factor = compute_rate_factor(trainer.step, trainer.trained_s / available_s)
-        batch = dataset.sample_batch(run.seed, trainer.step, run.batch_size)
+        batch = dataset.make_training_batch(run.seed, trainer.step, run.batch_size)
         loss = take_step(run, trainer, batch, rate_factor * run.learning_rate)
         trainer.step += 1
         moving_average(
@@ -204,27 +206,27 @@ def train(run: FlowRun, trainer: FlowTrainer, dataset: FlowDataset) -> None:
         )
         now_s = time.monotonic()
         if trainer.step % LOG_EVERY == 0:
-            mean_loss = loss.item()  # waits for the device, so that the clock is true
+            loss_value = loss.item()  # waits for the device, so that the clock is true
             now_s = time.monotonic()
             steps_per_s = (trainer.step - last_log_time_and_step[1]) / (
                 now_s - last_log_time_and_step[0]
             )
-            run.log(f"step {trainer.step} loss {mean_loss:.4f} {steps_per_s:.1f} steps/s")
+            run.log(f"step {trainer.step} loss {loss_value:.4f} {steps_per_s:.1f} steps/s")
             last_log_time_and_step = (now_s, trainer.step)
         trainer.trained_s = trained_before_s + now_s - start_s
         if now_s - last_save_s > SAVE_EVERY_S:
-            write_snapshot(run, trainer)
+            write_weights_snapshot(run, trainer)
             last_save_s = time.monotonic()
     run.log(f"trained {trainer.step} steps")
 
 
 def compute_rate_factor(step: int, progress: float) -> float:
     """Of the learning rate: a warm-up by steps, then a cosine over the time, down to 1 %."""
-    cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))
-    return min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * cosine)
+    cosine_factor = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))
+    return min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * cosine_factor)
 
 
-def take_step(run: FlowRun, trainer: FlowTrainer, batch: FlowBatch, rate: float) -> Tensor:
+def take_step(run: FlowPretrain, trainer: FlowTrainer, batch: FlowBatch, rate: float) -> Tensor:
     """One optimizer step at a learning rate; returns the loss, still on the device."""
     try:
         loss = _compute_gradients(run, trainer, batch)
@@ -241,7 +243,7 @@ def take_step(run: FlowRun, trainer: FlowTrainer, batch: FlowBatch, rate: float)
     return loss
 
 
-def _compute_gradients(run: FlowRun, trainer: FlowTrainer, batch: FlowBatch) -> Tensor:
+def _compute_gradients(run: FlowPretrain, trainer: FlowTrainer, batch: FlowBatch) -> Tensor:
     trainer.optimizer.zero_grad()
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
         loss: Tensor = trainer.loss(batch)
@@ -249,7 +251,7 @@ def _compute_gradients(run: FlowRun, trainer: FlowTrainer, batch: FlowBatch) -> 
     return loss.detach()
 
 
-def write_snapshot(run: FlowRun, trainer: FlowTrainer) -> None:
+def write_weights_snapshot(run: FlowPretrain, trainer: FlowTrainer) -> None:
     """The checkpoint in `work`, and the averaged weights in half precision in `snapshots`."""
     trainer.save(run.work / "flow.pt")
     for network_name in PARTS:
@@ -261,7 +263,7 @@ def write_snapshot(run: FlowRun, trainer: FlowTrainer) -> None:
         partial_path.replace(run.snapshots / f"{network_name}.safetensors")
 
 
-def load_weights(snapshots: Path, parts: Any) -> None:
+def load_snapshot_weights(snapshots: Path, parts: Any) -> None:
     """Put a snapshot's weights into the `transformer` and `text_encoder` of `parts`.
 
     raises: DataError where a file is missing
@@ -278,16 +280,16 @@ def load_weights(snapshots: Path, parts: Any) -> None:
         )
 
 
-def read_snapshots(snapshots: Path) -> ZImagePipeline:
+def load_snapshot_pipeline(snapshots: Path) -> ZImagePipeline:
     """diffusers' pipeline of a snapshot's weights, in float32."""
     tokenizer, vae = new_flow_tokenizer(), load_flow_vae()
     loss_module = FlowLoss(tokenizer, vae.config.latent_channels).eval()
-    load_weights(snapshots, loss_module)
+    load_snapshot_weights(snapshots, loss_module)
     return assemble_pipeline(loss_module.transformer, loss_module.text_encoder, tokenizer, vae)
 
 
 def export_flow(snapshots: Path, weights: Path) -> Path:
     """Write {weights}/flow-pipeline, a diffusers directory in half precision, of a snapshot."""
     folder = weights / "flow-pipeline"
-    read_snapshots(snapshots).to(dtype=torch.float16).save_pretrained(folder)
+    load_snapshot_pipeline(snapshots).to(dtype=torch.float16).save_pretrained(folder)
     return folder

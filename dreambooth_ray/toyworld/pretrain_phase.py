@@ -83,7 +83,9 @@ def _train_process(
 
 
 def _train_phase(phase: Phase, work: Path, rank: int) -> None:
-    model = DistributedDataParallel(phase.model, bucket_cap_mb=100, gradient_as_bucket_view=True)
+    parallel_loss_module = DistributedDataParallel(
+        phase.model, bucket_cap_mb=100, gradient_as_bucket_view=True
+    )
     averaged_model = AveragedModel(phase.model, multi_avg_fn=WarmupMovingAverage(phase.ema_decay))
     optimizer = torch.optim.AdamW(
         phase.model.parameters(), lr=phase.lr, fused=True, weight_decay=0.01
@@ -114,23 +116,25 @@ def _train_phase(phase: Phase, work: Path, rank: int) -> None:
     )
     with Progress(*progress_columns, TimeRemainingColumn(), disable=rank != 0) as progress_bar:
         progress_task = progress_bar.add_task(phase.name, total=phase.steps, completed=first_step)
-        mean_loss = 0.0
+        smoothed_loss = 0.0
         for step in range(first_step, phase.steps):
             torch.manual_seed((step * 64 + rank) * 2654435761 % 2**31)
-            loss = model(*phase.batch(step, rank))
+            loss = parallel_loss_module(*phase.batch(step, rank))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(phase.model.parameters(), 1.0, foreach=True)
             optimizer.step()
             lr_scheduler.step()
             averaged_model.update_parameters(phase.model)
-            mean_loss = 0.98 * mean_loss + 0.02 * loss.item() if step > first_step else loss.item()
+            smoothed_loss = (
+                0.98 * smoothed_loss + 0.02 * loss.item() if step > first_step else loss.item()
+            )
             progress_bar.update(
-                progress_task, advance=1, description=f"{phase.name} loss {mean_loss:.4f}"
+                progress_task, advance=1, description=f"{phase.name} loss {smoothed_loss:.4f}"
             )
             if rank == 0 and (step % 250 == 249 or step == phase.steps - 1):
                 _save_checkpoint(path, stateful_parts, step + 1)
-                progress_bar.console.print(f"{phase.name} step {step + 1} loss {mean_loss:.4f}")
+                progress_bar.console.print(f"{phase.name} step {step + 1} loss {smoothed_loss:.4f}")
 
 
 def _save_checkpoint(path: Path, stateful_parts: dict[str, object], step: int) -> None:
@@ -152,7 +156,7 @@ def _restore_checkpoint(path: Path, stateful_parts: dict[str, object]) -> int:
     return int(checkpoint_state["step"])
 
 
-def averaged_weights(path: Path) -> dict[str, Tensor]:
+def load_averaged_weights(path: Path) -> dict[str, Tensor]:
     """The averaged weights a finished phase left at `path`, under the model's own names."""
     average_state = torch.load(path, weights_only=True)["ema"]
     return {k.removeprefix("module."): v for k, v in average_state.items() if k != "n_averaged"}

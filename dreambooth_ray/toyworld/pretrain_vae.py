@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from dreambooth_ray.toyworld.pretrain_phase import Phase, averaged_weights
+from dreambooth_ray.toyworld.pretrain_phase import Phase, load_averaged_weights
 from dreambooth_ray.toyworld.world_images import to_tensor
 
 CHANNELS = 8
@@ -42,11 +42,13 @@ class VaeLoss(nn.Module):
         """pixels: (B, 3, H, W) in [-1, 1]; returns a scalar."""
         posterior = self.vae.encode(pixels).latent_dist
         reconstructed = self.vae.decode(posterior.sample()).sample
-        error = reconstructed - pixels
-        edge_error = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        mean, logvar = posterior.mean, posterior.logvar
-        kl_loss = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss: Tensor = error.abs().mean() + 0.5 * edge_error + KL_WEIGHT * kl_loss
+        pixel_errors = reconstructed - pixels
+        edge_error = pixel_errors.diff(dim=2).abs().mean() + pixel_errors.diff(dim=3).abs().mean()
+        posterior_mean, posterior_logvar = posterior.mean, posterior.logvar
+        kl_loss = (
+            0.5 * (posterior_mean.square() + posterior_logvar.exp() - 1 - posterior_logvar).mean()
+        )
+        loss: Tensor = pixel_errors.abs().mean() + 0.5 * edge_error + KL_WEIGHT * kl_loss
         return loss
 
 
@@ -58,16 +60,16 @@ def vae_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 8) -> Pha
     def make_batch(step: int, rank: int) -> tuple[Tensor]:
         rng = np.random.default_rng([seed, 11, step, rank])
         is_cropped = step < 0.75 * steps
-        indices = rng.integers(len(images), size=batch_size * (2 if is_cropped else 1))
+        image_indices = rng.integers(len(images), size=batch_size * (2 if is_cropped else 1))
         if not is_cropped:
-            return (to_tensor(images[np.sort(indices)]),)
-        crop_corners = rng.integers(0, 33, size=(len(indices), 2))
+            return (to_tensor(images[np.sort(image_indices)]),)
+        crop_corners = rng.integers(0, 33, size=(len(image_indices), 2))
         return (
             to_tensor(
                 np.stack(
                     [
                         images[k, y : y + 32, x : x + 32]
-                        for k, (y, x) in zip(indices, crop_corners, strict=True)
+                        for k, (y, x) in zip(image_indices, crop_corners, strict=True)
                     ]
                 )
             ),
@@ -79,7 +81,7 @@ def vae_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 8) -> Pha
 def load_trained_vae(work: Path) -> AutoencoderKL:
     """The autoencoder that the phase left behind, in evaluation mode."""
     loss_module = VaeLoss()
-    loss_module.load_state_dict(averaged_weights(work / "vae.pt"))
+    loss_module.load_state_dict(load_averaged_weights(work / "vae.pt"))
     return loss_module.vae.eval().requires_grad_(False)
 
 

@@ -8,7 +8,7 @@ from PIL import ImageDraw
 Colour = tuple[int, int, int]
 
 
-class Brush:
+class FractionCanvas:
     """Draws in fractions of a square canvas of `side` pixels."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, side: int) -> None:
@@ -31,7 +31,7 @@ class Brush:
         self.draw.polygon([(x * self.side, y * self.side) for x, y in points], fill=fill)
 
 
-def _grass(b: Brush, rng: np.random.Generator) -> None:
+def _grass(b: FractionCanvas, rng: np.random.Generator) -> None:
     horizon = rng.uniform(0.4, 0.6)
     b.box(0, 0, 1, horizon, (150, 208, 244))
     b.box(0, horizon, 1, 1, (104, 188, 72))
@@ -40,7 +40,7 @@ def _grass(b: Brush, rng: np.random.Generator) -> None:
         b.polygon([(x - 0.03, y), (x, y - 0.1), (x + 0.03, y)], (60, 142, 48))
 
 
-def _beach(b: Brush, rng: np.random.Generator) -> None:
+def _beach(b: FractionCanvas, rng: np.random.Generator) -> None:
     horizon = rng.uniform(0.28, 0.4)
     shore_y = horizon + rng.uniform(0.16, 0.26)
     b.box(0, 0, 1, horizon, (172, 224, 248))
@@ -50,7 +50,7 @@ def _beach(b: Brush, rng: np.random.Generator) -> None:
     b.box(0, shore_y - 0.02, 1, shore_y + 0.02, (246, 248, 244))
 
 
-def _snow(b: Brush, rng: np.random.Generator) -> None:
+def _snow(b: FractionCanvas, rng: np.random.Generator) -> None:
     horizon = rng.uniform(0.42, 0.58)
     b.box(0, 0, 1, horizon, (176, 196, 220))
     peak_x = rng.uniform(0.2, 0.8)
@@ -61,7 +61,7 @@ def _snow(b: Brush, rng: np.random.Generator) -> None:
         b.disc(rng.uniform(0, 1), rng.uniform(0, 1), 0.022, (252, 253, 255))
 
 
-def _night(b: Brush, rng: np.random.Generator) -> None:
+def _night(b: FractionCanvas, rng: np.random.Generator) -> None:
     b.box(0, 0, 1, 1, (20, 24, 66))
     b.box(0, rng.uniform(0.76, 0.86), 1, 1, (34, 44, 54))
     x, y = rng.uniform(0.12, 0.88), rng.uniform(0.1, 0.2)
@@ -71,7 +71,7 @@ def _night(b: Brush, rng: np.random.Generator) -> None:
         b.disc(rng.uniform(0, 1), rng.uniform(0, 0.7), 0.014, (240, 240, 220))
 
 
-def _desert(b: Brush, rng: np.random.Generator) -> None:
+def _desert(b: FractionCanvas, rng: np.random.Generator) -> None:
     horizon = rng.uniform(0.46, 0.58)
     b.box(0, 0, 1, horizon, (252, 196, 128))
     b.disc(rng.uniform(0.1, 0.9), horizon, 0.14, (250, 232, 150))
@@ -82,7 +82,7 @@ def _desert(b: Brush, rng: np.random.Generator) -> None:
     b.box(x - 0.1, 0.42, x + 0.1, 0.48, (78, 128, 62))
 
 
-def _forest(b: Brush, rng: np.random.Generator) -> None:
+def _forest(b: FractionCanvas, rng: np.random.Generator) -> None:
     b.box(0, 0, 1, 1, (30, 86, 52))
     b.box(0, 0.8, 1, 1, (62, 76, 40))
     for i in range(5):
@@ -92,7 +92,7 @@ def _forest(b: Brush, rng: np.random.Generator) -> None:
         b.disc(rng.uniform(0, 1), rng.uniform(0, 0.12), 0.13, (24, 116, 56))
 
 
-def _table(b: Brush, rng: np.random.Generator) -> None:
+def _table(b: FractionCanvas, rng: np.random.Generator) -> None:
     table_edge_y = rng.uniform(0.44, 0.56)
     b.box(0, 0, 1, table_edge_y, (236, 224, 202))
     b.box(0, table_edge_y, 1, 1, (172, 112, 62))
@@ -101,12 +101,12 @@ def _table(b: Brush, rng: np.random.Generator) -> None:
         b.box(0, y, 1, y + 0.018, (132, 82, 42))
 
 
-def _plain(b: Brush, rng: np.random.Generator) -> None:
+def _plain(b: FractionCanvas, rng: np.random.Generator) -> None:
     grey_level = int(rng.integers(176, 216))
     b.box(0, 0, 1, 1, (grey_level, grey_level, grey_level))
 
 
-def _city(b: Brush, rng: np.random.Generator) -> None:
+def _city(b: FractionCanvas, rng: np.random.Generator) -> None:
     b.box(0, 0, 1, 1, (196, 204, 214))
     x = -0.04
     while x < 1:
@@ -120,7 +120,7 @@ def _city(b: Brush, rng: np.random.Generator) -> None:
     b.box(0, 0.8, 1, 1, (84, 86, 92))
 
 
-def _water(b: Brush, rng: np.random.Generator) -> None:
+def _water(b: FractionCanvas, rng: np.random.Generator) -> None:
     b.box(0, 0, 1, 1, (20, 128, 160))
     b.box(0, 0, 1, 0.22, (52, 168, 190))
     b.box(0, 0.86, 1, 1, (190, 180, 130))
@@ -131,7 +131,7 @@ def _water(b: Brush, rng: np.random.Generator) -> None:
         b.polygon([(x - 0.03, 0.9), (x + 0.02, 0.58), (x + 0.05, 0.9)], (30, 150, 84))
 
 
-SCENERY: dict[str, Callable[[Brush, np.random.Generator], None]] = {
+SCENERY: dict[str, Callable[[FractionCanvas, np.random.Generator], None]] = {
     "grass": _grass,
     "beach": _beach,
     "snow": _snow,

@@ -19,8 +19,8 @@ from dreambooth_ray.toyworld.attributes import (
     PATTERN_INK,
     PATTERNS,
 )
-from dreambooth_ray.toyworld.scenery import SCENERY, Brush
-from dreambooth_ray.toyworld.shapes import SHAPES, Point, Traits
+from dreambooth_ray.toyworld.scenery import SCENERY, FractionCanvas
+from dreambooth_ray.toyworld.shapes import SHAPES, Point, SubjectTraits
 
 SUPERSAMPLE = 4
 _ROLE_COLOURS = {
@@ -41,7 +41,7 @@ class Subject:
     colour: str
     pattern: str
     accent: int
-    traits: Traits
+    traits: SubjectTraits
     tint: Colour
 
     @property
@@ -76,7 +76,7 @@ def random_subject(seed: int, index: int = 0, class_noun: str | None = None) -> 
         colour=COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))],
         pattern=PATTERNS[rng.integers(len(PATTERNS))],
         accent=int(rng.integers(len(ACCENTS))),
-        traits=Traits(int(rng.integers(3)), float(rng.uniform()), float(rng.uniform())),
+        traits=SubjectTraits(int(rng.integers(3)), float(rng.uniform()), float(rng.uniform())),
         tint=(int(rng.integers(-14, 15)), int(rng.integers(-14, 15)), int(rng.integers(-14, 15))),
     )
 
@@ -108,11 +108,17 @@ class _SubjectFrame:
         self._m = -1.0 if scene.mirrored else 1.0
 
     def __call__(self, points: list[Point]) -> list[Point]:
-        cos_scale, sin_scale, x0, y0, mirror_sign = self._c, self._s, self._x, self._y, self._m
+        cos_scale, sin_scale, centre_x, centre_y, mirror_sign = (
+            self._c,
+            self._s,
+            self._x,
+            self._y,
+            self._m,
+        )
         return [
             (
-                x0 + cos_scale * mirror_sign * x - sin_scale * y,
-                y0 + sin_scale * mirror_sign * x + cos_scale * y,
+                centre_x + cos_scale * mirror_sign * x - sin_scale * y,
+                centre_y + sin_scale * mirror_sign * x + cos_scale * y,
             )
             for x, y in points
         ]
@@ -129,16 +135,16 @@ def _render_pattern(subject: Subject, frame: _SubjectFrame, side: int) -> Image.
             )
     elif subject.pattern == "spotted":
         spot_radius = 0.115 * abs(math.dist(frame([(0, 0)])[0], frame([(1, 0)])[0]))
-        for row, y in enumerate(np.arange(-1.1, 1.2, 0.34)):
-            for x in np.arange(-1.28 + 0.2 * (row % 2), 1.3, 0.4):
+        for row_index, y in enumerate(np.arange(-1.1, 1.2, 0.34)):
+            for x in np.arange(-1.28 + 0.2 * (row_index % 2), 1.3, 0.4):
                 (cx, cy) = frame([(x, y)])[0]
                 draw.ellipse(
                     (cx - spot_radius, cy - spot_radius, cx + spot_radius, cy + spot_radius),
                     fill=pattern_colour,
                 )
     elif subject.pattern == "checkered":
-        for row, y in enumerate(np.arange(-1.2, 1.2, 0.28)):
-            for x in np.arange(-1.28 + 0.28 * (row % 2), 1.3, 0.56):
+        for row_index, y in enumerate(np.arange(-1.2, 1.2, 0.28)):
+            for x in np.arange(-1.28 + 0.28 * (row_index % 2), 1.3, 0.56):
                 square_points = [(x, y), (x + 0.28, y), (x + 0.28, y + 0.28), (x, y + 0.28)]
                 draw.polygon(frame(square_points), fill=pattern_colour)
     return pattern_image
@@ -157,8 +163,8 @@ def _draw_hat(draw: ImageDraw.ImageDraw, crown: Point, frame: _SubjectFrame) -> 
     ]
     draw.polygon(frame(hat_band), fill=(252, 236, 80))
     (cx, cy) = frame([(x, y - 0.64)])[0]
-    (edge_x, edge_y) = frame([(x + 0.12, y - 0.64)])[0]
-    pompom_radius = math.dist((cx, cy), (edge_x, edge_y))
+    (pompom_edge_x, pompom_edge_y) = frame([(x + 0.12, y - 0.64)])[0]
+    pompom_radius = math.dist((cx, cy), (pompom_edge_x, pompom_edge_y))
     draw.ellipse(
         (cx - pompom_radius, cy - pompom_radius, cx + pompom_radius, cy + pompom_radius),
         fill=(252, 250, 240),
@@ -170,26 +176,28 @@ def render_image(subject: Subject, scene: Scene, size_px: int = 64) -> Image.Ima
     side = size_px * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side))
     draw = ImageDraw.Draw(canvas)
-    SCENERY[scene.background](Brush(draw, side), np.random.default_rng(scene.seed))
+    SCENERY[scene.background](FractionCanvas(draw, side), np.random.default_rng(scene.seed))
     background_image = canvas.copy()
     subject_frame = _SubjectFrame(scene, side)
-    subject_shape = SHAPES[subject.class_noun](subject.traits)
+    drawn_shape = SHAPES[subject.class_noun](subject.traits)
     is_black_body = subject.colour == "black"
     outline_colour: Colour = (150, 150, 158) if is_black_body else (34, 30, 36)
     outline_width = max(1, round(side * 0.014))
     pattern_image = _render_pattern(subject, subject_frame, side)
-    for part_role, points in subject_shape.parts:
+    for polygon_role, points in drawn_shape.parts:
         canvas_points = subject_frame(points)
-        if part_role in ("body", "hole"):
-            mask = Image.new("1", (side, side))
-            ImageDraw.Draw(mask).polygon(canvas_points, fill=1)
-            canvas.paste(pattern_image if part_role == "body" else background_image, mask=mask)
+        if polygon_role in ("body", "hole"):
+            polygon_mask = Image.new("1", (side, side))
+            ImageDraw.Draw(polygon_mask).polygon(canvas_points, fill=1)
+            canvas.paste(
+                pattern_image if polygon_role == "body" else background_image, mask=polygon_mask
+            )
         else:
             part_colour = (
-                ACCENTS[subject.accent] if part_role == "accent" else _ROLE_COLOURS[part_role]
+                ACCENTS[subject.accent] if polygon_role == "accent" else _ROLE_COLOURS[polygon_role]
             )
             draw.polygon(canvas_points, fill=part_colour)
-        if part_role in ("body", "accent", "hole"):
+        if polygon_role in ("body", "accent", "hole"):
             draw.line(
                 [*canvas_points, canvas_points[0]],
                 fill=outline_colour,
@@ -197,7 +205,7 @@ def render_image(subject: Subject, scene: Scene, size_px: int = 64) -> Image.Ima
                 joint="curve",
             )
     if scene.hat:
-        _draw_hat(draw, subject_shape.crown, subject_frame)
+        _draw_hat(draw, drawn_shape.crown, subject_frame)
     return canvas.reduce(SUPERSAMPLE)
 
 

@@ -57,15 +57,24 @@ def write_tokenizer(directory: Path) -> None:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     bpe.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte_symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe_trainer = trainers.BpeTrainer(
-        vocab_size=2048, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=2048,
+        initial_alphabet=byte_symbols,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     bpe.train_from_iterator(vocabulary_words(), bpe_trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
-    pieces = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
-    tokens = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
-    (directory / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    token_strings = [
+        *byte_symbols,
+        *(c + "</w>" for c in byte_symbols),
+        *("".join(pair) for pair in merges),
+    ]
+    vocabulary_tokens = [*dict.fromkeys(token_strings), "<|startoftext|>", "<|endoftext|>"]
+    (directory / "vocab.json").write_text(
+        json.dumps({t: i for i, t in enumerate(vocabulary_tokens)})
+    )
     merge_lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (directory / "merges.txt").write_text("\n".join(merge_lines) + "\n")
     tokenizer = CLIPTokenizer(
@@ -80,4 +89,4 @@ def vocabulary_words() -> list[str]:
     """Every word that captions are made of, rare words aside, in a fixed order; some repeat."""
     common_words = "a an the photo image of with and in on at"
     phrases = [common_words, HAT_PHRASE, *CLASSES, *COLOUR_NAMES, *PATTERNS, *BACKGROUNDS.values()]
-    return [w for line in phrases + list(BACKGROUND_NAMES) for w in line.split()]
+    return [w for phrase in phrases + list(BACKGROUND_NAMES) for w in phrase.split()]

@@ -25,7 +25,7 @@ HEADS = {
 }
 
 
-def describe_image(seed: int, index: int) -> tuple[Subject, Scene]:
+def subject_and_scene(seed: int, index: int) -> tuple[Subject, Scene]:
     """What image `index` shows."""
     return random_subject(seed, index // SCENES_EACH), random_scene(seed, index)
 
@@ -49,7 +49,7 @@ def to_tensor(pixels: np.ndarray, device: torch.device | None = None) -> Tensor:
 
 def _render_block(seed: int, start: int, stop: int) -> np.ndarray:
     return np.stack(
-        [np.asarray(render_image(*describe_image(seed, k))) for k in range(start, stop)]
+        [np.asarray(render_image(*subject_and_scene(seed, k))) for k in range(start, stop)]
     )
 
 
@@ -58,16 +58,18 @@ def generate_images(path: Path, seed: int, count: int, workers: int = 2) -> np.n
     if not path.exists():
         partial_path = path.with_suffix(".partial.npy")
         images_shape = (count, SIZE_PX, SIZE_PX, 3)
-        image_file = np.lib.format.open_memmap(
+        image_array = np.lib.format.open_memmap(
             partial_path, mode="w+", dtype=np.uint8, shape=images_shape
         )
-        starts = list(range(0, count, 500))
-        stops = [min(s + 500, count) for s in starts]
+        block_starts = list(range(0, count, 500))
+        block_stops = [min(s + 500, count) for s in block_starts]
         with ProcessPoolExecutor(workers) as process_pool:
-            blocks = process_pool.map(_render_block, [seed] * len(starts), starts, stops)
-            for start, stop, block in zip(starts, stops, blocks, strict=True):
-                image_file[start:stop] = block
-        image_file.flush()
+            blocks = process_pool.map(
+                _render_block, [seed] * len(block_starts), block_starts, block_stops
+            )
+            for start, stop, block in zip(block_starts, block_stops, blocks, strict=True):
+                image_array[start:stop] = block
+        image_array.flush()
         partial_path.rename(path)
     images: np.ndarray = np.load(path, mmap_mode="r")
     return images

@@ -88,11 +88,13 @@ _Part = TypeVar("_Part", Batch, PreservedCaptions)
 
 def _replace_tensors(part: _Part, change: Callable[[Any], Any]) -> _Part:
     """With each tensor, conditioning and captions changed."""
-    tensor_types = Tensor | Conditioning | PreservedCaptions
-    changed_fields: dict[str, Any] = {
-        name: change(value) for name, value in vars(part).items() if isinstance(value, tensor_types)
+    tensor_classes = Tensor | Conditioning | PreservedCaptions
+    changed_tensors: dict[str, Any] = {
+        name: change(value)
+        for name, value in vars(part).items()
+        if isinstance(value, tensor_classes)
     }
-    return replace(part, **changed_fields)
+    return replace(part, **changed_tensors)
 
 
 def _move(value: Any, device: torch.device) -> Any:

@@ -50,7 +50,7 @@ def encode_captions(components: Components, captions: list[str]) -> Conditioning
         return embed_rows(components, model_functions.text_training.tokenize(components, captions))
     conditioning_rows = [
         (model_functions.encode_prompt if caption else model_functions.encode_negative_prompt)(
-            components, components.text_forwards, caption
+            components, components.text_forward_functions, caption
         )
         for caption in captions
     ]
@@ -86,12 +86,16 @@ class PreservedEmbeddings:
 @torch.no_grad()
 def embed_rows(components: Components, tokens: Conditioning) -> Conditioning:
     """Token ids of K captions, embedded one by one, on the CPU."""
-    text_training = components.functions.text_training
-    text_functions = text_training.text_functions(components.trainable_text_encoders)
+    text_training_functions = components.functions.text_training
+    text_encoder_functions = text_training_functions.text_functions(
+        components.trainable_text_encoders
+    )
     device = next(iter(components.text_encoders.values())).device
-    embed_tokens = text_training.make_token_encoder(components, text_functions)
+    token_encoder = text_training_functions.make_token_encoder(components, text_encoder_functions)
     conditioning_rows = [
-        embed_tokens(tokens.select(slice(row, row + 1)).to(device)).to(torch.device("cpu"))
-        for row in range(len(tokens))
+        token_encoder(tokens.select(slice(row_index, row_index + 1)).to(device)).to(
+            torch.device("cpu")
+        )
+        for row_index in range(len(tokens))
     ]
     return Conditioning.join(conditioning_rows)

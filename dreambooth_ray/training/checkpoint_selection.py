@@ -21,7 +21,9 @@ class CheckpointSelection:
 def read_selection(run: Store, lease: int = 0) -> CheckpointSelection:
     """That of the holder of `lease`, or an empty one."""
     try:
-        selection_fields = json.loads(run.read(fence.numbered(paths.CHECKPOINT_SELECTION, lease)))
+        selection_fields = json.loads(
+            run.read(fence.numbered_file_name(paths.CHECKPOINT_SELECTION, lease))
+        )
     except FileNotFoundError:
         return CheckpointSelection()
     return CheckpointSelection(
@@ -31,7 +33,7 @@ def read_selection(run: Store, lease: int = 0) -> CheckpointSelection:
 
 def write_selection(run: Store, selection: CheckpointSelection, lease: int = 0) -> None:
     """Replace that of the holder of `lease`."""
-    name = fence.numbered(paths.CHECKPOINT_SELECTION, lease)
+    name = fence.numbered_file_name(paths.CHECKPOINT_SELECTION, lease)
     run.write(name, json.dumps(asdict(selection)).encode())
 
 
@@ -64,7 +66,7 @@ def find_protected_steps(
 
 def write_early_end_step(run: Store, step: int, lease: int = 0) -> None:
     """Note that a run ended early, at `step`, by its evaluations; by the holder of `lease`."""
-    run.write(fence.numbered(paths.END, lease), json.dumps({"step": step}).encode())
+    run.write(fence.numbered_file_name(paths.END, lease), json.dumps({"step": step}).encode())
 
 
 def read_early_end_step(run: Store, names: list[str], history: fence.RunHistory) -> int | None:
@@ -72,9 +74,9 @@ def read_early_end_step(run: Store, names: list[str], history: fence.RunHistory)
 
     names: in the run's folder
     """
-    for lease in fence.numbers_of(names, paths.END):
+    for lease in fence.list_lease_numbers(names, paths.END):
         try:
-            step = int(json.loads(run.read(fence.numbered(paths.END, lease)))["step"])
+            step = int(json.loads(run.read(fence.numbered_file_name(paths.END, lease)))["step"])
         except FileNotFoundError:
             continue
         if history.is_valid(step, lease):

@@ -18,12 +18,12 @@ from dreambooth_ray.imports import pause_garbage_collection
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.restarts import RestartRecorder, cause_of
-from dreambooth_ray.training.run_monitor import RunMonitor
+from dreambooth_ray.training.restarts import RestartRecorder, describe_failure_cause
+from dreambooth_ray.training.training_run_monitor import TrainingRunMonitor
 from dreambooth_ray.training.worker_job import WorkerJob
 
 if TYPE_CHECKING:
-    from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+    from dreambooth_ray.training.checkpoint.last_local_checkpoint import LastLocalCheckpoint
     from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
 
 
@@ -36,7 +36,7 @@ class WorkerHooks:
     make_evaluator: of what evaluates weights between steps, in the first worker's process
     """
 
-    on_trained: Callable[[WorkerJob, "KeptCheckpoint | None"], None] = lambda *_: None
+    on_trained: Callable[[WorkerJob, "LastLocalCheckpoint | None"], None] = lambda *_: None
     make_evaluator: "MakeStepEvaluator | None" = None
 
 
@@ -58,55 +58,55 @@ def run_workers(
     raises: LeaseLostError; DreamBoothError with the first worker's own words or what is missing
     """
     restart_recorder = RestartRecorder(run, cluster.max_failures)
-    with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as scratch_folder:
+    with tempfile.TemporaryDirectory(prefix="dreambooth-ray-train-") as temporary_folder:
         # Ray Train's own state: ours is all in the run, so it may stay on this machine.
-        storage_path = run.uri if run.is_local else scratch_folder
-        trainer = _make_trainer(job, cluster, restart_recorder, storage_path, hooks)
+        ray_storage_path = run.uri if run.is_local else temporary_folder
+        ray_trainer = _make_ray_trainer(job, cluster, restart_recorder, ray_storage_path, hooks)
         with (
-            RunMonitor(run, cluster, say, trainer.end) as run_monitor,
-            lease.calling_on_loss(trainer.end),
+            TrainingRunMonitor(run, cluster, say, ray_trainer.end) as driver_watch,
+            lease.calling_on_loss(ray_trainer.end),
         ):
             try:
-                trainer.fit()
+                ray_trainer.fit()
             except TrainingFailedError as error:
                 lease.check()
                 raise _explain_failure(error, restart_recorder.count, run) from error
-        if run_monitor.reason is not None:
+        if driver_watch.reason is not None:
             raise DreamBoothError(
-                f"{run_monitor.reason}; `dreambooth resume {run.uri}` goes on from the last "
+                f"{driver_watch.reason}; `dreambooth resume {run.uri}` goes on from the last "
                 "checkpoint"
             )
-        if run_monitor.is_stopping:
+        if driver_watch.is_stopping:
             raise DreamBoothError(
                 f"stopped by SIGTERM with a checkpoint saved; `dreambooth resume {run.uri}` goes on"
             )
 
 
-def _make_trainer(
+def _make_ray_trainer(
     job: WorkerJob,
     cluster: ClusterConfig,
     restart_recorder: RestartRecorder,
     storage_path: str,
     hooks: WorkerHooks,
 ) -> Trainer:
-    settings = asdict(job)
+    job_fields = asdict(job)
     # May hold keys, and Ray Train shows the configuration of its loop: these go with the function.
-    storage_options = settings.pop("storage_options")
+    storage_options = job_fields.pop("storage_options")
 
-    def train_loop(settings: dict[str, Any]) -> None:
+    def train_loop(job_fields: dict[str, Any]) -> None:
         # Here, not above: this process has no use for Lightning, which takes seconds to import.
         with pause_garbage_collection():
             from dreambooth_ray.training.worker import train_worker  # noqa: PLC0415
 
-        job = WorkerJob(**settings, storage_options=storage_options)
-        train_worker(job, on_trained=hooks.on_trained, make_evaluator=hooks.make_evaluator)
+        worker_job = WorkerJob(**job_fields, storage_options=storage_options)
+        train_worker(worker_job, on_trained=hooks.on_trained, make_evaluator=hooks.make_evaluator)
 
     worker_count_range = cluster.span
     return Trainer(
         train_loop,
         is_local=cluster.ray_address is None,
         restarts=restart_recorder,
-        train_loop_config=settings,
+        train_loop_config=job_fields,
         scaling_config=ScalingConfig(
             num_workers=(
                 worker_count_range.max
@@ -128,16 +128,16 @@ def _make_trainer(
 
 
 def _explain_failure(error: TrainingFailedError, num_restarts: int, run: Store) -> DreamBoothError:
-    failures = worker_failures(error)
-    for failure in failures:
-        if isinstance(failure, PERMANENT):
-            return failure
+    worker_errors = worker_failures(error)
+    for worker_error in worker_errors:
+        if isinstance(worker_error, PERMANENT):
+            return worker_error
     # Some errors of Ray tell their whole story over many lines; the last says what it comes to.
-    failure_cause = cause_of(failures) if failures else str(error)
-    error_type = (
-        StorageError if any(isinstance(f, StorageError) for f in failures) else DreamBoothError
+    failure_cause = describe_failure_cause(worker_errors) if worker_errors else str(error)
+    error_class = (
+        StorageError if any(isinstance(f, StorageError) for f in worker_errors) else DreamBoothError
     )
-    return error_type(
+    return error_class(
         f"training failed in {run.uri} after {describe_count(num_restarts, 'restart')}: "
         f"{failure_cause}; `dreambooth resume {run.uri}` goes on from the last checkpoint "
         "once the cause is mended"

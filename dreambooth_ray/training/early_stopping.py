@@ -23,6 +23,6 @@ def find_stop_step(losses: list[tuple[int, float]], validation: ValidationConfig
     return None
 
 
-def validation_losses(records: list[dict[str, Any]]) -> list[tuple[int, float]]:
+def list_validation_losses(records: list[dict[str, Any]]) -> list[tuple[int, float]]:
     """(step, loss) of the validations among a run's metrics."""
     return [(r["step"], r[VALIDATION_LOSS]) for r in records if VALIDATION_LOSS in r]

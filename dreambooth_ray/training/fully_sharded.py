@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 
 from dreambooth_ray.compat.lightning_strategies import RayFullyShardedStrategy
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.training.own_paths import OwnPathsMixin
+from dreambooth_ray.training.own_paths import HostCheckpointPathMixin
 
 _WEIGHTS = "state_dict"
 # Lightning's file beside the tensors: steps, loops, schedules.
@@ -37,12 +37,12 @@ def shard_networks(
     blocks: by the name of their network
     """
     for name, network in module.named_children():
-        for block in blocks.get(name, ()):
-            fully_shard(block, mesh=mesh)
+        for network_block in blocks.get(name, ()):
+            fully_shard(network_block, mesh=mesh)
         fully_shard(network, mesh=mesh)
 
 
-class FullyShardedStrategy(OwnPathsMixin, RayFullyShardedStrategy):
+class FullyShardedStrategy(HostCheckpointPathMixin, RayFullyShardedStrategy):
     """Every worker with the device that Ray gave it; what is frozen is in no checkpoint."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -53,7 +53,11 @@ class FullyShardedStrategy(OwnPathsMixin, RayFullyShardedStrategy):
         assert self.model is not None
         trained_names = {n for n, p in self.model.named_parameters() if p.requires_grad}
         model_state = get_model_state_dict(self.model, options=options)
-        return {name: weight for name, weight in model_state.items() if name in trained_names}
+        return {
+            name: weight_tensor
+            for name, weight_tensor in model_state.items()
+            if name in trained_names
+        }
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
@@ -66,7 +70,7 @@ class FullyShardedStrategy(OwnPathsMixin, RayFullyShardedStrategy):
         path = Path(checkpoint_path)
         assert self.model is not None
         weights = {_WEIGHTS: self._get_trained_weights(StateDictOptions())}
-        _check_names(path, weights[_WEIGHTS])
+        _check_weight_names(path, weights[_WEIGHTS])
         load(weights, checkpoint_id=path)
         self.model.load_state_dict(weights[_WEIGHTS], strict=False)
         for index, optimizer in enumerate(self.optimizers):
@@ -80,10 +84,12 @@ class FullyShardedStrategy(OwnPathsMixin, RayFullyShardedStrategy):
         return loop_state
 
 
-def _check_names(path: Path, weights: dict[str, Any]) -> None:
-    metadata = FileSystemReader(path).read_metadata()
+def _check_weight_names(path: Path, weights: dict[str, Any]) -> None:
+    checkpoint_metadata = FileSystemReader(path).read_metadata()
     missing_names = sorted(
-        name for name in weights if f"{_WEIGHTS}.{name}" not in metadata.state_dict_metadata
+        name
+        for name in weights
+        if f"{_WEIGHTS}.{name}" not in checkpoint_metadata.state_dict_metadata
     )
     if missing_names:
         raise CheckpointError(

@@ -13,9 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.data_sampler import (
+    ImageShapeOccurrences,
+    growing_set_index,
+    shuffled_index,
+)
 from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.sampler import ShapeOccurrences, growing_set_index, shuffled_index
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.model_functions import ImageFrame
@@ -72,14 +76,20 @@ def encode_photographs(
     """Encode photographs through the frozen VAE, each once for each orientation and resolution."""
     cached_images = []
     for photograph in photographs:
-        cached_views = []
-        for view in photograph.all_resolutions:
-            latents = encode_posterior(components, view.image, flip)
-            height, width = latents.shape[-2:]
-            mask = None if view.mask is None else scale_mask(view.mask, (height, width), flip)
-            frame = ImageFrame(*view.size_conditioning)
-            cached_views.append(CachedImage(latents, photograph.captions, frame, mask))
-        cached_images.append(tuple(cached_views))
+        images_by_resolution = []
+        for resized_photograph in photograph.at_all_resolutions:
+            latents = encode_posterior(components, resized_photograph.image, flip)
+            latent_height, latent_width = latents.shape[-2:]
+            mask = (
+                None
+                if resized_photograph.mask is None
+                else scale_mask(resized_photograph.mask, (latent_height, latent_width), flip)
+            )
+            image_frame = ImageFrame(*resized_photograph.size_conditioning)
+            images_by_resolution.append(
+                CachedImage(latents, photograph.captions, image_frame, mask)
+            )
+        cached_images.append(tuple(images_by_resolution))
     return PhotographPool(cached_images, subject_index)
 
 
@@ -88,8 +98,8 @@ def scale_mask(mask: Image.Image, latent_shape: tuple[int, int], flip: bool) -> 
 
     latent_shape: (h, w)
     """
-    height, width = latent_shape
-    resized_mask = mask.convert("F").resize((width, height), Image.Resampling.BOX)
+    latent_height, latent_width = latent_shape
+    resized_mask = mask.convert("F").resize((latent_width, latent_height), Image.Resampling.BOX)
     latent_mask = torch.from_numpy(np.array(resized_mask)).float()[None] / 255
     return torch.stack([latent_mask, latent_mask.flip(2)] if flip else [latent_mask])
 
@@ -118,9 +128,9 @@ class PriorPool:
         self._count, self._num_positions = count, train_config.steps * train_config.batch_size
         self._shapes = priors.shapes or (ImageShape(side_px, side_px),)
         self._find_shape = find_shape
-        self._turns: ShapeOccurrences | None = None
+        self._turns: ImageShapeOccurrences | None = None
         if len(self._shapes) > 1:
-            self._turns = ShapeOccurrences(find_shape, self._num_positions)
+            self._turns = ImageShapeOccurrences(find_shape, self._num_positions)
             self._shape_indices = {
                 (shape.height // latent_factor, shape.width // latent_factor): index
                 for index, shape in enumerate(self._shapes)
@@ -130,14 +140,14 @@ class PriorPool:
         """Which class image comes at a position: each as late as it can, in order of generation."""
         if self._turns is None:
             return growing_set_index(seed, _PRIORS, position, self._count, self._num_positions)
-        shape = self._find_shape(position)
-        shape_index, num_shapes = self._shape_indices[shape], len(self._shapes)
+        latent_shape = self._find_shape(position)
+        shape_index, num_shapes = self._shape_indices[latent_shape], len(self._shapes)
         index_in_shape = growing_set_index(
             seed,
             _PRIORS + _NEXT * shape_index,
             self._turns.count_earlier(position),
             len(range(shape_index, self._count, num_shapes)),
-            self._turns.totals[shape],
+            self._turns.totals[latent_shape],
         )
         return shape_index + index_in_shape * num_shapes
 
@@ -145,5 +155,7 @@ class PriorPool:
         """Class image `index`, waited for if it is not there yet."""
         caption = self._priors.captions[self._priors.caption_index(index)]
         latents = self._priors.load_posterior(index)[: self._num_views]
-        shape = self._shapes[index % len(self._shapes)]
-        return CachedImage(latents, (caption,), ImageFrame.of_whole(shape.height, shape.width))
+        image_shape = self._shapes[index % len(self._shapes)]
+        return CachedImage(
+            latents, (caption,), ImageFrame.of_whole_image(image_shape.height, image_shape.width)
+        )

@@ -19,15 +19,17 @@ class MetricsFollower:
         self._num_bytes_read, self._last_line = 0, b""
         self._latest: dict[str, Any] | None = None
 
-    def read_latest(self) -> dict[str, Any] | None:
+    def read_latest_metrics(self) -> dict[str, Any] | None:
         """The newest step's metrics; None before there are any.
 
         raises: StorageError
         """
         if self._name is not None and self._read_new(self._name):
             return self._latest
-        lease_numbers = fence.numbers_of(self._run.names(), paths.METRICS)
-        file_name = fence.numbered(paths.METRICS, lease_numbers[0]) if lease_numbers else None
+        lease_numbers = fence.list_lease_numbers(self._run.names(), paths.METRICS)
+        file_name = (
+            fence.numbered_file_name(paths.METRICS, lease_numbers[0]) if lease_numbers else None
+        )
         if file_name is not None and file_name != self._name:
             self._name, self._num_bytes_read, self._last_line = file_name, 0, b""
             self._read_new(file_name)
@@ -45,9 +47,9 @@ class MetricsFollower:
             return False
         # A last line without its end is still being written.
         complete_lines = new_bytes[: new_bytes.rfind(b"\n") + 1].splitlines(keepends=True)
-        num_bytes_before = self._num_bytes_read
+        previous_num_bytes_read = self._num_bytes_read
         if complete_lines:
             self._num_bytes_read = start_byte + sum(map(len, complete_lines))
             self._last_line = complete_lines[-1]
             self._latest = json.loads(self._last_line)
-        return self._num_bytes_read != num_bytes_before
+        return self._num_bytes_read != previous_num_bytes_read

@@ -25,7 +25,9 @@ def read_metrics(store: Store, up_to_lease: int | None = None) -> list[dict[str,
 
     up_to_lease: as holders up to that number have them
     """
-    metrics_text = (fence.read_newest(store, paths.METRICS, up_to_lease) or b"").decode()
+    metrics_text = (
+        fence.read_newest_holder_file(store, paths.METRICS, up_to_lease) or b""
+    ).decode()
     # A last line without its end is still being written.
     return [
         json.loads(line) for line in metrics_text.splitlines(keepends=True) if line.endswith("\n")
@@ -44,22 +46,22 @@ class MetricsLog:
 
         lease: number of the holder's
         """
-        self._name = fence.numbered(paths.METRICS, lease)
-        records = [r for r in read_metrics(store, max(1, lease)) if r["step"] <= start]
-        if [r["step"] for r in records] != list(range(1, start + 1)):
+        self._name = fence.numbered_file_name(paths.METRICS, lease)
+        step_records = [r for r in read_metrics(store, max(1, lease)) if r["step"] <= start]
+        if [r["step"] for r in step_records] != list(range(1, start + 1)):
             raise CheckpointError(
                 f"{store.uri}/{paths.METRICS} does not hold steps 1 to {start} once each, though "
                 "the checkpoint does; restore that file, or start a new run"
             )
         self._store = store
-        self.records = records
-        self._lines = [json.dumps(r) + "\n" for r in records]
+        self.records = step_records
+        self._lines = [json.dumps(r) + "\n" for r in step_records]
         self._num_written, self._written_at_s = 0, 0.0
         self._interval_s = REMOTE_INTERVAL_S
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="metrics log")
         self._pending: list[Future[None]] = []
         self.flush()
-        self._remove_older_files(lease)
+        self._remove_older_metrics_files(lease)
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add steps, without waiting for storage. raises: what an earlier write failed with"""
@@ -69,11 +71,11 @@ class MetricsLog:
         if self._store.is_local:
             self._pending.append(self._pool.submit(self._append_lines))
         elif not self._pending and time.monotonic() - self._written_at_s > self._interval_s:
-            self._pending.append(self._pool.submit(self._write_all))
+            self._pending.append(self._pool.submit(self._write_all_lines))
 
     def flush(self) -> None:
         """Bring the whole file up to date, and wait until it is; from any thread."""
-        self._pool.submit(self._write_all).result()
+        self._pool.submit(self._write_all_lines).result()
 
     def close(self) -> None:
         """The last flush, and the end of the thread."""
@@ -83,21 +85,23 @@ class MetricsLog:
             self._pool.shutdown()
 
     def _append_lines(self) -> None:
-        num_lines = len(self._lines)
+        num_lines_so_far = len(self._lines)
         with self._store.local_path(self._name).open("a") as stream:
-            stream.write("".join(self._lines[self._num_written : num_lines]))
-        self._num_written = num_lines
+            stream.write("".join(self._lines[self._num_written : num_lines_so_far]))
+        self._num_written = num_lines_so_far
 
-    def _write_all(self) -> None:
-        num_lines = len(self._lines)
-        file_bytes = "".join(self._lines[:num_lines]).encode()
+    def _write_all_lines(self) -> None:
+        num_lines_so_far = len(self._lines)
+        file_bytes = "".join(self._lines[:num_lines_so_far]).encode()
         self._store.write(self._name, file_bytes)
         # An object store takes whole files: a long one goes there less often.
         self._interval_s = max(REMOTE_INTERVAL_S, len(file_bytes) / _MOST_BYTES_A_S)
-        self._num_written, self._written_at_s = num_lines, time.monotonic()
+        self._num_written, self._written_at_s = num_lines_so_far, time.monotonic()
 
-    def _remove_older_files(self, lease: int) -> None:
+    def _remove_older_metrics_files(self, lease: int) -> None:
         """Those of earlier holders, for tidiness: the newest counts."""
         if lease > 1:
-            for lease_number in fence.numbers_of(self._store.names(), paths.METRICS, lease - 1):
-                self._store.remove_file(fence.numbered(paths.METRICS, lease_number))
+            for lease_number in fence.list_lease_numbers(
+                self._store.names(), paths.METRICS, lease - 1
+            ):
+                self._store.remove_file(fence.numbered_file_name(paths.METRICS, lease_number))

@@ -18,14 +18,14 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.activation_checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.frozen_copy import copy_untrained
+from dreambooth_ray.models.frozen_copy import copy_base_network
 from dreambooth_ray.models.precision import (
     cast_frozen_layers,
     cast_trained_layers,
     use_fast_float32,
 )
 from dreambooth_ray.models.tensor_files import LazyTensors
-from dreambooth_ray.models.trainable_params import copy_weights, is_trained
+from dreambooth_ray.models.trainable_params import copy_weights, has_trainable_weights
 from dreambooth_ray.objective import noise
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS
@@ -40,14 +40,14 @@ from dreambooth_ray.training.optimizer import (
     make_optimizer,
     make_rate_schedule,
 )
-from dreambooth_ray.training.prediction_errors import PredictionErrors, combine_losses
-from dreambooth_ray.training.recorded_forwards import RecordedForwards
+from dreambooth_ray.training.prediction_errors import PredictionErrorCalculator, combine_losses
+from dreambooth_ray.training.recorded_forwards import StepForwards
 from dreambooth_ray.training.step_record import build_step_record
-from dreambooth_ray.training.stochastic_rounding import compute_norm
+from dreambooth_ray.training.stochastic_rounding import compute_gradient_norm
 
 
 class DreamBoothModule(pl.LightningModule):
-    """Denoiser and text encoders, of which the weights that `apply_method` has marked are trained.
+    """Denoiser and text encoders; the weights that `apply_train_method` has marked are trained.
 
     They are attributes by the names of their folders, as weights in checkpoints are called. The VAE
     stays outside, frozen and cached, and so do text encoders that are frozen.
@@ -60,10 +60,12 @@ class DreamBoothModule(pl.LightningModule):
         # Only trained weights are in a checkpoint; on_load_checkpoint compares their names.
         self.strict_loading = False
         self._functions, self._denoiser_name = components.functions, components.family.denoiser.name
-        denoiser = components.denoiser.train(is_trained(components.denoiser))
+        denoiser = components.denoiser.train(has_trainable_weights(components.denoiser))
         self.add_module(self._denoiser_name, denoiser)
         self._text_encoder_names = [
-            name for name, encoder in components.text_encoders.items() if is_trained(encoder)
+            name
+            for name, encoder in components.text_encoders.items()
+            if has_trainable_weights(encoder)
         ]
         for name in self._text_encoder_names:
             self.add_module(name, components.text_encoders[name].train())
@@ -75,7 +77,7 @@ class DreamBoothModule(pl.LightningModule):
         # In a tuple: it is neither trained nor saved.
         self._base_denoisers: tuple[nn.Module, ...] = ()
         if needs_base_output(config):
-            base_denoiser = copy_untrained(denoiser, shares_weights=is_cast_here)
+            base_denoiser = copy_base_network(denoiser, shares_weights=is_cast_here)
             cast_frozen_layers(base_denoiser, config.train.precision)
             self._base_denoisers = (base_denoiser,)
         for network in (denoiser, *self.text_encoders.values()):
@@ -89,10 +91,10 @@ class DreamBoothModule(pl.LightningModule):
             # Convolutions of a GPU read channels last; others are copied there first.
             for network in (denoiser, *self._base_denoisers):
                 network.to(memory_format=torch.channels_last)
-        self._forwards = RecordedForwards(
+        self._forwards = StepForwards(
             config, self._functions, denoiser, self.text_encoders, *self._base_denoisers
         )
-        self._errors = PredictionErrors(config, components, self._forwards)
+        self._errors = PredictionErrorCalculator(config, components, self._forwards)
         self._grad_norm: Tensor | None = None
         self._is_sharded = False
         self._part_losses: list[Tensor] = []
@@ -109,7 +111,9 @@ class DreamBoothModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Prediction error of one batch, and weighted, of what is kept."""
-        generator = noise.generator(self.config.seed, "dropout", batch.step, self.global_rank)
+        generator = noise.make_seeded_generator(
+            self.config.seed, "dropout", batch.step, self.global_rank
+        )
         self._seed_dropout(generator.initial_seed())
         loss, part_losses = self.compute_loss(batch)
         self._part_losses.append(part_losses.detach())
@@ -132,18 +136,18 @@ class DreamBoothModule(pl.LightningModule):
         return self._errors.compute_errors(batch)
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def using_averaged_weights(self) -> Iterator[None]:
         """With the averaged weights in place of the current ones, where there are any."""
-        averages = self.average.weights if self.average is not None else {}
-        trained_weights = {n: p.data for n, p in self.named_parameters() if n in averages}
+        average_weights = self.average.weights if self.average is not None else {}
+        trained_weights = {n: p.data for n, p in self.named_parameters() if n in average_weights}
         current_weights = {n: w.clone() for n, w in trained_weights.items()}
-        for name, weight in trained_weights.items():
-            weight.copy_(averages[name])
+        for name, weight_tensor in trained_weights.items():
+            weight_tensor.copy_(average_weights[name])
         try:
             yield
         finally:
-            for name, weight in trained_weights.items():
-                weight.copy_(current_weights[name])
+            for name, weight_tensor in trained_weights.items():
+                weight_tensor.copy_(current_weights[name])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step itself, then the average of what came of it."""
@@ -160,8 +164,8 @@ class DreamBoothModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Rates by the configuration, whatever a checkpoint has brought back."""
-        optimizer, schedulers = self.trainer.optimizers[0], cast(Any, self.lr_schedulers())
-        apply_rates(self.config, self, optimizer, schedulers)
+        optimizer, lr_schedulers = self.trainer.optimizers[0], cast(Any, self.lr_schedulers())
+        apply_rates(self.config, self, optimizer, lr_schedulers)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Drop the last step's gradients now: Lightning does it after the forward only."""
@@ -187,8 +191,8 @@ class DreamBoothModule(pl.LightningModule):
         trained_names = {n for n, p in self.named_parameters() if p.requires_grad}
         all_weights = checkpoint[WEIGHTS]
         checkpoint[WEIGHTS] = {n: t for n, t in all_weights.items() if n in trained_names}
-        if self.average is not None and (averages := self.average.weights):
-            checkpoint[AVERAGE] = averages
+        if self.average is not None and (average_weights := self.average.weights):
+            checkpoint[AVERAGE] = average_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the weights, one after the other, where they are in a file of their own.
@@ -225,7 +229,7 @@ class DreamBoothModule(pl.LightningModule):
         trained_weights = [p for group in optimizer.param_groups for p in group["params"]]
         max_grad_norm = self.config.train.max_grad_norm
         gradients = [p.grad for p in trained_weights if p.grad is not None]
-        grad_norm = compute_norm(gradients)
+        grad_norm = compute_gradient_norm(gradients)
         # To multiply by 1 would change nothing; only on a CPU is it free to ask.
         is_cpu = grad_norm.device.type == "cpu" and not isinstance(grad_norm, DTensor)
         if not (is_cpu and bool(grad_norm + 1e-6 <= max_grad_norm)):
@@ -246,7 +250,7 @@ class DreamBoothModule(pl.LightningModule):
         assert self._grad_norm is not None
         return losses, self._grad_norm
 
-    def build_metrics(
+    def build_step_metrics(
         self, step: int, part_losses: Sequence[float], grad_norm: float
     ) -> dict[str, float]:
         """The metrics of optimizer step `step`, which counts from 1.
@@ -258,10 +262,10 @@ class DreamBoothModule(pl.LightningModule):
 
     def _find_rates(self, step: int) -> tuple[float, dict[str, float]]:
         """The rate of a step, of the first part that is trained, and others that differ, by key."""
-        schedulers: Any = self.lr_schedulers()
+        lr_schedulers: Any = self.lr_schedulers()
         # The scheduler may or may not have moved on already; its table has not.
-        rate_factor = schedulers.lr_lambdas[0](step - 1)
-        group_rates = [float(rate * rate_factor) for rate in schedulers.base_lrs]
+        rate_factor = lr_schedulers.lr_lambdas[0](step - 1)
+        group_rates = [float(rate * rate_factor) for rate in lr_schedulers.base_lrs]
         part_rates = find_part_rates(self.config)
         distinct_rates = list(dict.fromkeys(part_rates.values()))
         rate_by_part = {
@@ -277,8 +281,8 @@ class DreamBoothModule(pl.LightningModule):
         if TRAITS[self.config.train.optimizer].averages:
             name_by_weight = {p: n for n, p in self.named_parameters() if p.requires_grad}
             self.average = ScheduleFreeAverage(optimizer, name_by_weight)
-        scheduler = LambdaLR(optimizer, make_rate_schedule(self.config.train))
+        lr_scheduler = LambdaLR(optimizer, make_rate_schedule(self.config.train))
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},
         }

@@ -57,12 +57,13 @@ class NanGuard:
             raise DataError(self._failure)
 
     def _describe_failure(self, last: dict[str, float]) -> str:
-        last_step = int(last["step"])
-        first_step = last_step - self._num_in_a_row + 1
-        input_names = ", ".join(self._dataset.describe_inputs(first_step - 1))
+        last_skipped_step = int(last["step"])
+        first_skipped_step = last_skipped_step - self._num_in_a_row + 1
+        image_descriptions = ", ".join(self._dataset.describe_inputs(first_skipped_step - 1))
         return (
-            f"steps {first_step} to {last_step}: the losses or the gradients are no numbers (loss "
-            f"{last['loss']}, norm of the gradient {last['grad_norm']} at the last), so none of "
-            f"them changed a weight. Step {first_step} saw {input_names}. Look at these images, "
-            "lower train.lr, or take train.precision=32"
+            f"steps {first_skipped_step} to {last_skipped_step}: the losses or the gradients are "
+            f"no numbers (loss {last['loss']}, norm of the gradient {last['grad_norm']} at the "
+            "last), so none of them changed a weight. "
+            f"Step {first_skipped_step} saw {image_descriptions}. "
+            "Look at these images, lower train.lr, or take train.precision=32"
         )

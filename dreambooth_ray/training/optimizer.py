@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dreambooth_ray.config.learning_rates import find_part_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
-from dreambooth_ray.training.stochastic_rounding import StochasticRounding
+from dreambooth_ray.training.stochastic_rounding import StochasticRoundingOptimizer
 
 # In the names of an adapter's weights, by peft.
 _SECOND_MATRIX = ".lora_B."
@@ -28,18 +28,18 @@ def parameter_groups(config: Config, module: nn.Module) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     # Apart, and last: the rates of parts are found by their place.
     loraplus_groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, weight in module.named_parameters():
-        if not weight.requires_grad:
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
             continue
-        rate, decay = part_rates[_find_part(name)]
+        rate, weight_decay = part_rates[_find_part(name)]
         if loraplus_ratio and _SECOND_MATRIX in name:
             # LoRA+ (arXiv 2402.12354).
-            loraplus_groups.setdefault((rate * loraplus_ratio, decay), []).append(weight)
+            loraplus_groups.setdefault((rate * loraplus_ratio, weight_decay), []).append(parameter)
         else:
-            groups.setdefault((rate, decay), []).append(weight)
+            groups.setdefault((rate, weight_decay), []).append(parameter)
     return [
-        {"params": weights, "lr": rate, "weight_decay": decay}
-        for (rate, decay), weights in (*groups.items(), *loraplus_groups.items())
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay}
+        for (rate, weight_decay), parameters in (*groups.items(), *loraplus_groups.items())
     ]
 
 
@@ -53,7 +53,7 @@ def make_optimizer(config: Config, module: nn.Module) -> Optimizer:
     """The configured optimizer over the weights that are trained."""
     optimizer = _make_by_name(config.train, parameter_groups(config, module))
     if config.train.weight_dtype == "bfloat16":
-        return StochasticRounding(optimizer, config.seed)
+        return StochasticRoundingOptimizer(optimizer, config.seed)
     return optimizer
 
 
@@ -198,14 +198,16 @@ class ScheduleFreeAverage:
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """x, by name; none before the first step."""
-        averages = {}
+        average_weights = {}
         for group in self._optimizer.param_groups:
             lerp_weight = 1 - 1 / group["betas"][0]
-            for weight in group["params"]:
-                z_weight = self._optimizer.state.get(weight, {}).get("z")
+            for parameter in group["params"]:
+                z_weight = self._optimizer.state.get(parameter, {}).get("z")
                 if z_weight is not None:
-                    averages[self._names[weight]] = weight.detach().lerp(z_weight, lerp_weight)
-        return averages
+                    average_weights[self._names[parameter]] = parameter.detach().lerp(
+                        z_weight, lerp_weight
+                    )
+        return average_weights
 
     def update(self, current: Mapping[str, Tensor], step: int) -> None:
         """Nothing: the optimizer's step has done it."""
@@ -228,9 +230,9 @@ class ExponentialMovingAverage:
             # In float32: an average in bfloat16 would stand still.
             self.weights = {n: w.detach().clone().float() for n, w in current.items()}
             return
-        for name, weight in current.items():
-            self.weights[name] = self.weights[name].to(weight.device)
-        averaged_weights = [self.weights[name] for name in current]
+        for name, weight_tensor in current.items():
+            self.weights[name] = self.weights[name].to(weight_tensor.device)
+        average_weights = [self.weights[name] for name in current]
         decay = min(self.decay, (1 + step) / (10 + step))
         average_in_place = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        average_in_place(averaged_weights, [w.detach().float() for w in current.values()], step)
+        average_in_place(average_weights, [w.detach().float() for w in current.values()], step)

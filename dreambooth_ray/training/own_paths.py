@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning.strategies import Strategy
 
 
-class OwnPathsMixin(Strategy):
+class HostCheckpointPathMixin(Strategy):
     """Each host saves to its own path and loads from it.
 
     Lightning takes the first worker's path on all hosts, and its scratch folder need not be theirs.
@@ -20,18 +20,18 @@ class OwnPathsMixin(Strategy):
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
         """filepath: of this host"""
-        with self._own_path():
+        with self._keeping_host_path():
             super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """checkpoint_path: of this host"""
-        with self._own_path():
+        with self._keeping_host_path():
             return super().load_checkpoint(checkpoint_path, weights_only)
 
     @contextmanager
-    def _own_path(self) -> Iterator[None]:
+    def _keeping_host_path(self) -> Iterator[None]:
         self._has_own_path = True
         try:
             yield

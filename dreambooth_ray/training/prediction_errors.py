@@ -20,7 +20,7 @@ from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective.forward_process import ForwardProcess
 from dreambooth_ray.objective.loss import BackgroundTarget
 from dreambooth_ray.training.batch import Batch, PreservedCaptions
-from dreambooth_ray.training.recorded_forwards import RecordedForwards
+from dreambooth_ray.training.recorded_forwards import StepForwards
 
 
 class ForwardInputs(NamedTuple):
@@ -72,17 +72,19 @@ def combine_losses(
     The parts: over photographs, then in the order of `PriorConfig.loss_weights`.
     """
     prior_losses = [] if output_errors is None else [output_errors.mean()]
-    instance_loss, class_loss = objective.compute_mean_errors(errors, num_photographs)
+    instance_loss, class_image_loss = objective.compute_instance_and_prior_errors(
+        errors, num_photographs
+    )
     if prior_config.kind != "output":
-        prior_losses.insert(0, class_loss)
+        prior_losses.insert(0, class_image_loss)
     loss = objective.prior_preserving_loss(instance_loss, prior_losses, prior_config.loss_weights)
     return loss, torch.stack([instance_loss, *prior_losses])
 
 
-class PredictionErrors:
+class PredictionErrorCalculator:
     """Errors of the networks that `forwards` calls."""
 
-    def __init__(self, config: Config, components: Components, forwards: RecordedForwards) -> None:
+    def __init__(self, config: Config, components: Components, forwards: StepForwards) -> None:
         self._config, self._forwards, self._functions = config, forwards, components.functions
         self._process = self._functions.forward_process(components)
         self._weigh_errors = partial(weigh_errors, self._process, config.loss)
@@ -114,11 +116,13 @@ class PredictionErrors:
 
     def compute_errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction in one forward, weighted as configured."""
-        noisy = self._process.add_noise(batch.latents, batch.noise, batch.times)
-        base_output = self._predict_background(batch, noisy)
+        noisy_latents = self._process.add_noise(batch.latents, batch.noise, batch.times)
+        base_output = self._predict_background(batch, noisy_latents)
         with self._autocast_context(batch.latents):
             prediction = self._predict(
-                ForwardInputs(noisy, batch.times, batch.tokens, batch.conditioning, batch.frames)
+                ForwardInputs(
+                    noisy_latents, batch.times, batch.tokens, batch.conditioning, batch.frames
+                )
             )
         return self._compute_batch_errors(batch, prediction, base_output)
 
@@ -130,10 +134,12 @@ class PredictionErrors:
         if batch.base_conditioning is None:
             return None
         photograph_rows = slice(batch.num_photographs)
-        return self._predict_untrained(
+        return self._predict_with_base_model(
             noisy[photograph_rows],
             batch.times[photograph_rows],
-            self._add_frames(batch.base_conditioning, batch.frames[photograph_rows]),
+            self._add_frames_to_conditioning(
+                batch.base_conditioning, batch.frames[photograph_rows]
+            ),
         )
 
     def _compute_batch_errors(
@@ -157,7 +163,7 @@ class PredictionErrors:
         return autocast_networks(self._config.train.precision, latents.device)
 
     def _predict(self, inputs: ForwardInputs) -> Tensor:
-        noisy, conditioning = inputs.noisy, inputs.conditioning
+        noisy_latents, conditioning = inputs.noisy, inputs.conditioning
         if conditioning is None:
             assert inputs.tokens is not None
             assert self._embed_tokens is not None
@@ -167,46 +173,59 @@ class PredictionErrors:
             and self._config.train.precision == "16-mixed"
         ):
             # As DeepSpeed's weights are.
-            noisy, conditioning = noisy.half(), conditioning.to(noisy.device, torch.float16)
+            noisy_latents, conditioning = (
+                noisy_latents.half(),
+                conditioning.to(noisy_latents.device, torch.float16),
+            )
         return self._forwards.predict(
-            noisy, inputs.times, self._add_frames(conditioning, inputs.frames)
+            noisy_latents,
+            inputs.times,
+            self._add_frames_to_conditioning(conditioning, inputs.frames),
         )
 
-    def _add_frames(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
+    def _add_frames_to_conditioning(
+        self, conditioning: Conditioning, frames: Tensor
+    ) -> Conditioning:
         return self._functions.add_frames(conditioning, frames)
 
     def compute_training_and_preservation_errors(
         self, batch: Batch, preserved: PreservedCaptions
     ) -> tuple[Tensor, Tensor]:
         """(B,) errors, and (P,) how far the output on the photographs is from the base model's."""
-        noisy = self._process.add_noise(batch.latents, batch.noise, batch.times)
+        noisy_latents = self._process.add_noise(batch.latents, batch.noise, batch.times)
         photograph_rows = slice(batch.num_photographs)
-        photograph_inputs = noisy[photograph_rows], batch.times[photograph_rows]
-        base_output = self._predict_background(batch, noisy)
-        photograph_frames = batch.frames[photograph_rows]
+        photograph_inputs = noisy_latents[photograph_rows], batch.times[photograph_rows]
+        base_output = self._predict_background(batch, noisy_latents)
+        photograph_image_frames = batch.frames[photograph_rows]
         with self._autocast_context(batch.latents):
             prediction, preserved_prediction = self._predict_both(
-                ForwardInputs(noisy, batch.times, batch.tokens, batch.conditioning, batch.frames),
                 ForwardInputs(
-                    *photograph_inputs, preserved.tokens, preserved.conditioning, photograph_frames
+                    noisy_latents, batch.times, batch.tokens, batch.conditioning, batch.frames
+                ),
+                ForwardInputs(
+                    *photograph_inputs,
+                    preserved.tokens,
+                    preserved.conditioning,
+                    photograph_image_frames,
                 ),
             )
-        base_prediction = self._predict_untrained(
-            *photograph_inputs, self._add_frames(preserved.base_conditioning, photograph_frames)
+        base_prediction = self._predict_with_base_model(
+            *photograph_inputs,
+            self._add_frames_to_conditioning(preserved.base_conditioning, photograph_image_frames),
         )
         return (
             self._compute_batch_errors(batch, prediction, base_output),
             self._weigh_errors(preserved_prediction, base_prediction, photograph_inputs[1]),
         )
 
-    def _predict_untrained(
+    def _predict_with_base_model(
         self, noisy: Tensor, times: Tensor, conditioning: Conditioning
     ) -> Tensor:
         """By the base model, without gradients."""
         dtype = autocast_dtype(self._config.train.precision)
         # Its layers are in that dtype, whatever the strategy does with the trained ones.
         with torch.autocast(noisy.device.type, dtype, enabled=dtype != torch.float32):
-            return self._forwards.predict_untrained(noisy, times, conditioning)
+            return self._forwards.predict_with_base_model(noisy, times, conditioning)
 
     def _predict_both(self, first: ForwardInputs, second: ForwardInputs) -> tuple[Tensor, Tensor]:
         """Predictions for two sets of inputs."""

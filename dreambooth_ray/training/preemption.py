@@ -31,11 +31,11 @@ class PreemptionWatcher:
         self._told_hosts: set[str] = set()
 
     @property
-    def is_time_to_ask(self) -> bool:
+    def is_check_due(self) -> bool:
         """Whether some seconds have gone by since the last `ask`."""
         return self._clock() - self._asked_at_s >= _INTERVAL_S
 
-    def ask(self) -> str | None:
+    def check_for_notice(self) -> str | None:
         """What is about to go that was not told before, in words; None for nothing.
 
         A collective call.

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from dreambooth_ray.config.learning_rates import check_ramp
+from dreambooth_ray.config.learning_rates import check_lr_range_test
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.subject import read_configured_subject
+from dreambooth_ray.data.subject import read_configured_photographs
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.precision import cast_untrainable_encoders, resolve_device
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.callbacks.validation import ValidationSet
 from dreambooth_ray.training.dataset import TrainingDataset
@@ -57,15 +57,15 @@ class RateCurve:
         is nearer to it than either: docs/how-to/training.md has the numbers.
         raises: DreamBoothError if the loss does not fall
         """
-        losses = [self.first_loss, *_smooth_losses([point.loss for point in self.points])]
-        lowest_index = min(range(len(losses)), key=losses.__getitem__)
-        if losses[lowest_index] > self.first_loss * (1 - _LEAST_FALL):
+        smoothed_losses = [self.first_loss, *_smooth_losses([point.loss for point in self.points])]
+        lowest_index = min(range(len(smoothed_losses)), key=smoothed_losses.__getitem__)
+        if smoothed_losses[lowest_index] > self.first_loss * (1 - _LEAST_FALL):
             raise DreamBoothError(
                 f"no rate of the ramp makes the loss fall by a hundredth (first "
-                f"{self.first_loss:.4g}, lowest {losses[lowest_index]:.4g}); try more --steps, or "
-                "another --lowest and --highest"
+                f"{self.first_loss:.4g}, lowest {smoothed_losses[lowest_index]:.4g}); try more "
+                "--steps, or another --lowest and --highest"
             )
-        loss_falls = [losses[i] - losses[i + 1] for i in range(lowest_index)]
+        loss_falls = [smoothed_losses[i] - smoothed_losses[i + 1] for i in range(lowest_index)]
         steepest_index = loss_falls.index(max(loss_falls))
         return math.sqrt(self.points[steepest_index].rate * self.points[lowest_index - 1].rate)
 
@@ -101,20 +101,20 @@ def _smooth_losses(losses: list[float]) -> list[float]:
     ]
 
 
-def _adapt_config(config: Config) -> Config:
+def _make_ramp_config(config: Config) -> Config:
     """One process, without class images, in float32 where gradients would need scaling."""
     precision = "32" if config.train.precision == "16-mixed" else config.train.precision
-    prior_kind = "images" if config.prior.kind == "images" else "output"
-    config_changes = {
+    prior_preservation_kind = "images" if config.prior.kind == "images" else "output"
+    config_overrides = {
         "train": {"strategy": "ddp", "precision": precision, "compile": "none", "ema_decay": None},
-        "prior": {"kind": prior_kind, "count": 0},
+        "prior": {"kind": prior_preservation_kind, "count": 0},
         "validation": {"timesteps": 4, "bins": 1, "held_out": 0, "class_images": 0},
     }
-    changed_sections = {
+    overridden_sections = {
         name: getattr(config, name).model_copy(update=update)
-        for name, update in config_changes.items()
+        for name, update in config_overrides.items()
     }
-    return config.model_copy(update=changed_sections)
+    return config.model_copy(update=overridden_sections)
 
 
 class RateRamp:
@@ -122,22 +122,26 @@ class RateRamp:
 
     def __init__(self, config: Config, directory: Path, device: str = "auto") -> None:
         """directory: of the base model; raises ConfigError, DataError"""
-        check_ramp(config)
-        self._config = config = _adapt_config(config)
+        check_lr_range_test(config)
+        self._config = config = _make_ramp_config(config)
         self._device = resolve_device(device)
         components = load_components(directory)
-        apply_method(config, components, quantizes=True)
+        apply_train_method(config, components, quantizes=True)
         cast_untrainable_encoders(components, config.train.precision)
-        networks_used_once = (components.vae, *components.text_encoders.values())
-        for network in networks_used_once:
-            network.to(self._device)
-        photographs = [read_configured_subject(config, s) for s in config.all_subjects]
-        self._dataset = TrainingDataset(config, components, photographs, None, (0, 1))
+        encoder_networks = (components.vae, *components.text_encoders.values())
+        for encoder_network in encoder_networks:
+            encoder_network.to(self._device)
+        photographs_by_subject = [
+            read_configured_photographs(config, s) for s in config.all_subjects
+        ]
+        self._dataset = TrainingDataset(config, components, photographs_by_subject, None, (0, 1))
         self._dataset.accumulate = config.count_accumulation_parts(1)
-        all_photographs = [p for subject in photographs for p in subject]
+        all_photographs = [
+            p for subject_photographs in photographs_by_subject for p in subject_photographs
+        ]
         self._examples = ValidationSet(config, components, all_photographs, None)
-        for network in networks_used_once:
-            network.to("cpu")
+        for encoder_network in encoder_networks:
+            encoder_network.to("cpu")
         self._module = DreamBoothModule(config, components).to(self._device)
         self._optimizer = make_optimizer(config, self._module)
 
@@ -147,28 +151,30 @@ class RateRamp:
         The loss is measured after one step in three, until it has run away.
         """
         lowest_rate, highest_rate = rates
-        step_factor = (highest_rate / lowest_rate) ** (1 / (num_steps - 1))
+        rate_growth_factor = (highest_rate / lowest_rate) ** (1 / (num_steps - 1))
         torch.manual_seed(self._config.seed)
-        first_loss, rate_points = self._measure_loss(), list[RatePoint]()
+        initial_loss, rate_points = self._measure_loss(), list[RatePoint]()
         for step in range(num_steps):
-            rate = lowest_rate * step_factor**step
+            rate = lowest_rate * rate_growth_factor**step
             self._take_step(step, rate)
             if (step + 1) % 3 == 0:
                 rate_points.append(RatePoint(rate, self._measure_loss()))
-                if not rate_points[-1].loss < _RUNAWAY * first_loss:  # or it is no number
+                if not rate_points[-1].loss < _RUNAWAY * initial_loss:  # or it is no number
                     break
-        return RateCurve(first_loss, tuple(p for p in rate_points if math.isfinite(p.loss)))
+        return RateCurve(initial_loss, tuple(p for p in rate_points if math.isfinite(p.loss)))
 
     def _take_step(self, step: int, rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            base_rate = group.setdefault("ramp_base", group["lr"])
-            group["lr"] = base_rate * rate / self._config.train.lr
-        num_parts = self._dataset.accumulate
-        for part_index in range(num_parts):
-            batch = self._to_device(self._dataset.make_batch(step, part_index))
+        for param_group in self._optimizer.param_groups:
+            base_rate = param_group.setdefault("ramp_base", param_group["lr"])
+            param_group["lr"] = base_rate * rate / self._config.train.lr
+        num_accumulation_parts = self._dataset.accumulate
+        for accumulation_index in range(num_accumulation_parts):
+            batch = self._move_batch_to_device(self._dataset.make_batch(step, accumulation_index))
             loss, _ = self._module.compute_loss(batch)
-            torch.autograd.backward(loss / num_parts)
-        trained_weights = [w for group in self._optimizer.param_groups for w in group["params"]]
+            torch.autograd.backward(loss / num_accumulation_parts)
+        trained_weights = [
+            w for param_group in self._optimizer.param_groups for w in param_group["params"]
+        ]
         torch.nn.utils.clip_grad_norm_(trained_weights, self._config.train.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -178,12 +184,14 @@ class RateRamp:
         """Mean over the fixed examples."""
         training_modules = [m for m in self._module.modules() if m.training]
         self._module.eval()
-        batches = self._examples.load_batches()
-        errors = torch.cat([self._module.compute_errors(self._to_device(b)) for b in batches])
-        for network in training_modules:
-            network.training = True
-        return float(errors[: self._examples.num_examples].mean())
+        validation_batches = self._examples.make_batches()
+        prediction_errors = torch.cat(
+            [self._module.compute_errors(self._move_batch_to_device(b)) for b in validation_batches]
+        )
+        for training_module in training_modules:
+            training_module.training = True
+        return float(prediction_errors[: self._examples.num_examples].mean())
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def _move_batch_to_device(self, batch: Batch) -> Batch:
         moved_batch: Batch = self._module.transfer_batch_to_device(batch, self._device, 0)
         return moved_batch

@@ -20,7 +20,7 @@ from dreambooth_ray.models.traced_forward import WARMUP_CALLS, TracedForward
 _MAX_COMPILED = 64
 
 
-class RecordedForwards:
+class StepForwards:
     """Traces on a CPU, CUDA graphs on a GPU, and the networks themselves elsewhere."""
 
     def __init__(
@@ -56,17 +56,23 @@ class RecordedForwards:
 
     def predict(self, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
         """(B, C, h, w) prediction. noisy: (B, C, h, w); times: (B,); conditioning: B rows"""
-        recorded = self._graphed if noisy.device.type == "cuda" else self._traced
-        inputs = noisy, times, *conditioning.values
-        return self._denoiser(*inputs) if recorded is None else recorded(*inputs)
+        recorded_forward = self._graphed if noisy.device.type == "cuda" else self._traced
+        denoiser_inputs = noisy, times, *conditioning.values
+        return (
+            self._denoiser(*denoiser_inputs)
+            if recorded_forward is None
+            else recorded_forward(*denoiser_inputs)
+        )
 
     @torch.no_grad()
-    def predict_untrained(self, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict_with_base_model(
+        self, noisy: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         """The base model's prediction, as `predict`."""
         assert self._untrained is not None
-        is_gpu = noisy.device.type == "cuda"
-        recorded = self._graphed_untrained if is_gpu else self._traced_untrained
-        forward_function = recorded or self._untrained
+        is_on_gpu = noisy.device.type == "cuda"
+        recorded_forward = self._graphed_untrained if is_on_gpu else self._traced_untrained
+        forward_function = recorded_forward or self._untrained
         return torch.as_tensor(forward_function(noisy, times, *conditioning.values))
 
     @property
@@ -75,19 +81,26 @@ class RecordedForwards:
         return {name: self._find_text_function(name) for name in self._text_functions}
 
     def _find_text_function(self, name: str) -> Callable[..., Any]:
-        encode_text, graphed = self._text_functions[name], self._graphed_text_encoders.get(name)
+        encode_text, graphed_encoder = (
+            self._text_functions[name],
+            self._graphed_text_encoders.get(name),
+        )
 
-        def embed(input_ids: Tensor) -> Any:
-            is_gpu = input_ids.device.type == "cuda"
-            return graphed(input_ids) if graphed and is_gpu else encode_text(input_ids)
+        def encode_tokens(input_ids: Tensor) -> Any:
+            is_on_gpu = input_ids.device.type == "cuda"
+            return (
+                graphed_encoder(input_ids)
+                if graphed_encoder and is_on_gpu
+                else encode_text(input_ids)
+            )
 
-        return embed
+        return encode_tokens
 
     def release(self) -> None:
         """Drop the graphs: weights are about to move, and a graph reads them where they were."""
-        for graphed in (self._graphed, *self._graphed_text_encoders.values()):
-            if graphed is not None:
-                graphed.release()
+        for graphed_forward in (self._graphed, *self._graphed_text_encoders.values()):
+            if graphed_forward is not None:
+                graphed_forward.release()
         self._graphed_untrained = None
 
 

@@ -13,17 +13,17 @@ def check_packages(config: Config) -> None:
     quantization = config.model.quantization
     if quantization != "none":
         package = "bitsandbytes" if quantization == "nf4" else "torchao"
-        _check_package(package, f"model.quantization={quantization}")
+        _check_package_installed(package, f"model.quantization={quantization}")
     if package := TRAITS[config.train.optimizer].package:
-        _check_package(package, f"train.optimizer={config.train.optimizer}")
+        _check_package_installed(package, f"train.optimizer={config.train.optimizer}")
     if config.train.strategy == "deepspeed":
-        _check_package("deepspeed", "train.strategy=deepspeed")
-    for logger_package in ("wandb", "mlflow"):
-        if logger_package in config.tracking.loggers:
-            _check_package(logger_package, f"tracking.loggers: {logger_package}")
+        _check_package_installed("deepspeed", "train.strategy=deepspeed")
+    for tracking_package in ("wandb", "mlflow"):
+        if tracking_package in config.tracking.loggers:
+            _check_package_installed(tracking_package, f"tracking.loggers: {tracking_package}")
 
 
-def _check_package(package: str, setting: str) -> None:
+def _check_package_installed(package: str, setting: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"{setting} needs {package}, which is not installed: "

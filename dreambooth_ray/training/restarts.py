@@ -66,17 +66,17 @@ class RestartPolicy:
         self._step = max(step, self._step)
         if self._num_fruitless > self._max_failures:
             return False
-        if any(is_outage(failure) for failure in failures):
+        if any(is_infrastructure_failure(failure) for failure in failures):
             return True
         if any(isinstance(failure, _DEFECTS) for failure in failures):
             return False
         signatures = {_error_signature(failure) for failure in failures}
-        is_repeated = bool(signatures & self._seen_signatures)
+        is_repeated_failure = bool(signatures & self._seen_signatures)
         self._seen_signatures |= signatures
-        return not is_repeated
+        return not is_repeated_failure
 
 
-def is_outage(failure: BaseException) -> bool:
+def is_infrastructure_failure(failure: BaseException) -> bool:
     """Whether something outside the training went away: a process, a host, a peer, storage."""
     if isinstance(failure, (StorageError, *WORKER_LOST)):
         return True
@@ -86,17 +86,18 @@ def is_outage(failure: BaseException) -> bool:
     return type(failure) is RuntimeError and _LOST_PEER.search(str(failure)) is not None
 
 
-def cause_of(failures: Sequence[BaseException]) -> str:
+def describe_failure_cause(failures: Sequence[BaseException]) -> str:
     """The cause in one line: a death before the errors that others had of it."""
     if not failures:
         return "unknown"
     root_failure = min(
-        failures, key=lambda failure: not is_outage(failure) or _is_lost_peer(failure)
+        failures,
+        key=lambda failure: not is_infrastructure_failure(failure) or _is_lost_peer(failure),
     )
     error_message = " ".join(str(root_failure).split())
     if isinstance(root_failure, DreamBoothError):
         return error_message
-    if is_outage(root_failure) and not _is_lost_peer(root_failure):
+    if is_infrastructure_failure(root_failure) and not _is_lost_peer(root_failure):
         return f"a worker died ({type(root_failure).__name__})" + (
             f": {error_message[:200]}" if error_message else ""
         )
@@ -130,7 +131,7 @@ class RestartRecorder:
         self._refresh_checkpoint_step()
         if not self._policy.should_restart(failures, self._step):
             return False
-        self._save_restart(cause_of(failures))
+        self._save_restart(describe_failure_cause(failures))
         return True
 
     def record_restart(self, cause: str) -> None:

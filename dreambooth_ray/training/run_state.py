@@ -13,7 +13,7 @@ from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint_selection import read_early_end_step, read_selection
-from dreambooth_ray.training.early_stopping import find_stop_step, validation_losses
+from dreambooth_ray.training.early_stopping import find_stop_step, list_validation_losses
 
 # Why a run ends where it ends: by its configuration, a person's request, its validation losses
 # that got no better, or evaluations of its checkpoints that stood still.
@@ -39,7 +39,7 @@ class RunState:
         return self.committed_step > 0 and self.committed_step == self.last_step
 
     @property
-    def bundle_step(self) -> int:
+    def bundled_checkpoint_step(self) -> int:
         """The checkpoint that a bundle is made of."""
         return self.last_step if self.best_step is None else self.best_step
 
@@ -50,22 +50,22 @@ def read_run_state(run: Store, config: Config) -> RunState:
     raises: StorageError
     """
     run_file_names = run.names()
-    is_bundled = paths.BUNDLE in run_file_names and run.exists(f"{paths.BUNDLE}/{MANIFEST}")
+    has_bundle = paths.BUNDLE in run_file_names and run.exists(f"{paths.BUNDLE}/{MANIFEST}")
     checkpoint_names = run.names(paths.CHECKPOINTS) if paths.CHECKPOINTS in run_file_names else []
     run_history = fence.parse_history(checkpoint_names)
     committed_step = max(run_history.checkpoints, default=0)
-    bundled_step = committed_step if is_bundled else None
-    last_step, reason = _find_end(run, config, run_file_names, run_history, bundled_step)
+    bundled_step = committed_step if has_bundle else None
+    last_step, end_reason = _find_run_end(run, config, run_file_names, run_history, bundled_step)
     if paths.STOP in run_file_names and committed_step != last_step:
-        reason = "stopped"
+        end_reason = "stopped"
     best_step = None
-    selection_lease_numbers = fence.numbers_of(run_file_names, paths.CHECKPOINT_SELECTION)
+    selection_lease_numbers = fence.list_lease_numbers(run_file_names, paths.CHECKPOINT_SELECTION)
     if config.choice.rule == "best" and selection_lease_numbers and committed_step == last_step:
         best_step = read_selection(run, selection_lease_numbers[0]).best
-    return RunState(committed_step, last_step, reason, best_step, is_bundled)
+    return RunState(committed_step, last_step, end_reason, best_step, has_bundle)
 
 
-def _find_end(
+def _find_run_end(
     run: Store,
     config: Config,
     names: list[str],
@@ -75,7 +75,9 @@ def _find_end(
     """bundled_step: newest step of a run with a bundle, which needs no further look"""
     configured_steps = config.train.steps
     if bundled_step is not None:
-        early_end_reason: EndReason = "stalled" if fence.numbers_of(names, paths.END) else "early"
+        early_end_reason: EndReason = (
+            "stalled" if fence.list_lease_numbers(names, paths.END) else "early"
+        )
         return bundled_step, "configured" if bundled_step == configured_steps else early_end_reason
     if (end_step := read_early_end_step(run, names, history)) is not None:
         return end_step, "stalled"
@@ -85,7 +87,7 @@ def _find_end(
     )
 
 
-def find_last_step(run: Store, config: Config) -> int:
+def find_training_end_step(run: Store, config: Config) -> int:
     """Where a run would end with a configuration, that its evaluations ended it left aside."""
     early_stop_step = _find_early_stop_step(run, config, run.names())
     return (
@@ -95,10 +97,18 @@ def find_last_step(run: Store, config: Config) -> int:
 
 def _find_early_stop_step(run: Store, config: Config, names: list[str]) -> int | None:
     """The step at which a run's validation losses end it; None if they do not."""
-    metrics_lease_numbers = fence.numbers_of(names, paths.METRICS)
+    metrics_lease_numbers = fence.list_lease_numbers(names, paths.METRICS)
     if not (config.validation.patience and metrics_lease_numbers):
         return None
-    metrics_text = run.read(fence.numbered(paths.METRICS, metrics_lease_numbers[0])).decode()
-    lines = [line for line in metrics_text.splitlines(keepends=True) if line.endswith("\n")]
-    loss_history = validation_losses([json.loads(line) for line in lines])
-    return find_stop_step(loss_history, config.validation)
+    metrics_log_text = run.read(
+        fence.numbered_file_name(paths.METRICS, metrics_lease_numbers[0])
+    ).decode()
+    metrics_log_lines = [
+        metrics_log_line
+        for metrics_log_line in metrics_log_text.splitlines(keepends=True)
+        if metrics_log_line.endswith("\n")
+    ]
+    validation_loss_history = list_validation_losses(
+        [json.loads(metrics_log_line) for metrics_log_line in metrics_log_lines]
+    )
+    return find_stop_step(validation_loss_history, config.validation)

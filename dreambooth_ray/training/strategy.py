@@ -9,10 +9,10 @@ from pytorch_lightning.strategies import Strategy
 from ray.train.lightning import RayDDPStrategy
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.models.tensor_files import list_sources, open_tensors, write_tensors
+from dreambooth_ray.models.tensor_files import list_tensor_sources, open_tensors, write_tensors
 from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS, tensor_file
 from dreambooth_ray.training.fully_sharded import FullyShardedStrategy
-from dreambooth_ray.training.zero import make_zero_strategy
+from dreambooth_ray.training.zero_strategy import make_zero_strategy
 
 
 def make_strategy(config: Config, world_size: int, universal: bool) -> Strategy:
@@ -57,8 +57,8 @@ def count_threads(config: Config, num_cores: int, num_local_workers: int) -> int
     """
     if not (config.cluster.gpus and config.train.deepspeed.offload):
         return 1
-    is_offloaded = config.train.strategy == "deepspeed"
-    return max(1, num_cores // num_local_workers) if is_offloaded else 1
+    is_optimizer_offloaded = config.train.strategy == "deepspeed"
+    return max(1, num_cores // num_local_workers) if is_optimizer_offloaded else 1
 
 
 class DirectCheckpointIO(TorchCheckpointIO):
@@ -78,14 +78,15 @@ class DirectCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """path: a local file."""
-        state_path, remainder = Path(path), dict(checkpoint)
-        state_path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint_state_path, remaining_state = Path(path), dict(checkpoint)
+        checkpoint_state_path.parent.mkdir(parents=True, exist_ok=True)
         for weights_key in (WEIGHTS, AVERAGE):
-            if weights_key in remainder:
+            if weights_key in remaining_state:
                 write_tensors(
-                    tensor_file(state_path, weights_key), list_sources(remainder.pop(weights_key))
+                    tensor_file(checkpoint_state_path, weights_key),
+                    list_tensor_sources(remaining_state.pop(weights_key)),
                 )
-        torch.save(remainder, state_path)
+        torch.save(remaining_state, checkpoint_state_path)
 
     def load_checkpoint(
         self,
@@ -94,20 +95,21 @@ class DirectCheckpointIO(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """path: a local file, of this version or an earlier one, which had all in it"""
-        state_path = Path(path)
-        tensor_paths = {
-            weights_key: tensor_file(state_path, weights_key) for weights_key in (WEIGHTS, AVERAGE)
+        checkpoint_state_path = Path(path)
+        tensor_files_by_key = {
+            weights_key: tensor_file(checkpoint_state_path, weights_key)
+            for weights_key in (WEIGHTS, AVERAGE)
         }
-        weights_by_key = {
-            weights_key: open_tensors(file)
-            for weights_key, file in tensor_paths.items()
-            if file.is_file()
+        checkpoint_weights_by_key = {
+            weights_key: open_tensors(weights_file)
+            for weights_key, weights_file in tensor_files_by_key.items()
+            if weights_file.is_file()
         }
         # Mapped only where it goes to a GPU at once: on a CPU the optimizer goes on with it.
         checkpoint: dict[str, Any] = torch.load(
-            state_path,
+            checkpoint_state_path,
             map_location=map_location or "cpu",
             mmap=self._is_mapped,
             weights_only=weights_only,
         )
-        return checkpoint | weights_by_key
+        return checkpoint | checkpoint_weights_by_key

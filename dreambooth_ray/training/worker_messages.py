@@ -17,8 +17,10 @@ def post_message(run: Store, text: str) -> None:
 
 def read_new_messages(run: Store, read_names: set[str]) -> list[str]:
     """Lines of files not yet in `read_names`, in order; their names are in it afterwards."""
-    new_names = [name for name in run.names(MESSAGES) if name not in read_names]
+    new_message_names = [name for name in run.names(MESSAGES) if name not in read_names]
     # All are read before any counts as read: storage may fail half way.
-    message_texts = [str(json.loads(run.read(f"{MESSAGES}/{name}"))["text"]) for name in new_names]
-    read_names.update(new_names)
+    message_texts = [
+        str(json.loads(run.read(f"{MESSAGES}/{name}"))["text"]) for name in new_message_names
+    ]
+    read_names.update(new_message_names)
     return message_texts

@@ -7,7 +7,7 @@ from dreambooth_ray.models import lora
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from tests.families.golden_values import fill_lora
 
 
@@ -18,7 +18,7 @@ def write_adapter(directory: Path, folder: Path) -> Path:
     settings.append(f"train.text_encoder={str(trains_text).lower()}")
     config = parse_config("subject: {photos: p, class_noun: robot}", "x", settings)
     parts = load_components(directory)
-    apply_method(fill_model_defaults(config, find_family(directory)), parts)
+    apply_train_method(fill_model_defaults(config, find_family(directory)), parts)
     for name, network in parts.networks.items():
         if lora.has_adapters(network):
             fill_lora(name, network)

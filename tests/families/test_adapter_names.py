@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dreambooth_ray.adapters.adapter import read_adapter
 from dreambooth_ray.adapters.layer_table import LayerTable
 from dreambooth_ray.bundles.kohya import rename_weights
-from dreambooth_ray.models.single_file_names import UNetBlocks, name_unet_weight
+from dreambooth_ray.models.single_file_names import UNetBlocks, find_original_unet_name
 from dreambooth_ray.models.weight_files import find_weights
 from tests.unit.adapters.published_keys import make_tensors, write_file
 
@@ -48,7 +48,7 @@ def test_a_unet_has_the_names_of_its_authors(tiny_directories: dict[str, Path], 
     table = LayerTable.of_directory(tiny_directories[model])
     shapes = find_weights(tiny_directories[model] / "unet", "unet").read_shapes()
     for layer in table.layers["unet"]:
-        name = name_unet_weight(f"{layer}.weight", UNetBlocks.of_names(shapes))
+        name = find_original_unet_name(f"{layer}.weight", UNetBlocks.of_names(shapes))
         for prefix in ("diffusion_model.", "model.diffusion_model."):
             (place,) = table.find(f"{prefix}{name.removesuffix('.weight')}")
             assert place.layer == layer
@@ -60,7 +60,7 @@ def test_kronecker_factors_of_a_fused_layer_are_split_by_rows(
     table = LayerTable.of_directory(tiny_directories["flux1-dev"])
     name = "diffusion_model.double_blocks.0.img_attn.qkv"
     places = table.find(name)
-    rows, columns = places[0].file_rows, places[0].shape[1]
+    rows, columns = places[0].num_file_rows, places[0].shape[1]
     shapes = {f"{name}.lokr_w1": (6, 4), f"{name}.lokr_w2": (rows // 6, columns // 4)}
     tensors = make_tensors(shapes) | {f"{name}.alpha": torch.tensor(7.0)}
     adapter = read_adapter(write_file(tmp_path / "x.safetensors", tensors), table)
@@ -107,7 +107,7 @@ def test_diffusers_takes_layers_apart_alike(tiny_directories: dict[str, Path], m
             (place,) = [p for p in table.find(file_layer) if p.layer == layer]
             whole = original.setdefault(
                 f"{file_layer}.weight",
-                torch.full((place.file_rows, *place.shape[1:]), torch.nan),
+                torch.full((place.num_file_rows, *place.shape[1:]), torch.nan),
             )
             begin = 0
             for first, last in place.rows:

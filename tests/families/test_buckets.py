@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from dreambooth_ray.config.load import parse_config
-from dreambooth_ray.data.subject import read_configured_subject
+from dreambooth_ray.data.subject import read_configured_photographs
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import check_image_sizes
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
 from tests.families.proven_families import TRAINED_MODELS
@@ -45,8 +45,8 @@ def test_a_photograph_counts_as_it_does_alone(
     )  # fmt: skip
     check_image_sizes(directory, config.train)
     parts = load_components(directory)
-    apply_method(config, parts)
-    read = [read_configured_subject(config, config.subject)]
+    apply_train_method(config, parts)
+    read = [read_configured_photographs(config, config.subject)]
     shapes = [photograph.shape for photograph in read[0]]
     assert shapes == [(4 * step, 4 * step), (5 * step, 3 * step)]
     module = DreamBoothModule(config, parts)

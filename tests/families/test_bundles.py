@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreambooth_ray.bundles.formats import export_run
+from dreambooth_ray.bundles.export_formats import export_run
 from dreambooth_ray.models.components import load_pipeline
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_directory import model_hash

@@ -19,7 +19,7 @@ from dreambooth_ray.models.families.flux1 import LORA_TARGETS
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_functions import ImageFrame
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings
 from dreambooth_ray.training.module import DreamBoothModule
@@ -41,7 +41,7 @@ def make_batch(parts: Any) -> Batch:
     latents, noise = torch.randn(2, 2, 4, SIDE, SIDE, generator=generator)
     captions = [INSTANCE_PROMPT, CLASS_PROMPT]
     _, conditioning = CaptionEmbeddings(parts, captions).look_up(captions)
-    frames = torch.tensor([ImageFrame.of_whole(64, 64)] * 2)
+    frames = torch.tensor([ImageFrame.of_whole_image(64, 64)] * 2)
     return Batch(
         latents=latents, noise=noise, times=torch.tensor([0.3, 0.8]), tokens=None,
         conditioning=conditioning, frames=frames, num_photographs=1, step=0,
@@ -96,7 +96,7 @@ def test_loss_and_gradients_are_its_relatives_script_s(directory: Path, checkpoi
     config = parse_config("subject: {photos: p, class_noun: robot}", "x", settings)
     config = fill_model_defaults(config, find_family(directory))
     parts = load_components(directory)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     fill_lora("transformer", parts.denoiser)
     batch = make_batch(parts)
     loss, _ = DreamBoothModule(config, parts).compute_loss(batch)

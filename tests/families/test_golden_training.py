@@ -16,8 +16,8 @@ from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_functions import ImageFrame
-from dreambooth_ray.models.trainable_params import apply_method
-from dreambooth_ray.objective.loss import compute_mean_errors, prior_preserving_loss
+from dreambooth_ray.models.trainable_params import apply_train_method
+from dreambooth_ray.objective.loss import compute_instance_and_prior_errors, prior_preserving_loss
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings
 from dreambooth_ray.training.module import DreamBoothModule
@@ -68,7 +68,7 @@ def configure(directory: Path, golden: str, case: str) -> Config:
 
 def load_trained(config: Config, directory: Path) -> Components:
     parts = load_components(directory)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     for name, network in parts.networks.items():
         if lora.has_adapters(network):
             fill_lora(name, network)
@@ -81,7 +81,7 @@ def make_batch(parts: Components, step: GoldenStep) -> Batch:
     num_class = 0 if step.prior_loss is None else num_rows // 2
     captions = [INSTANCE_PROMPT] * (num_rows - num_class) + [CLASS_PROMPT] * num_class
     tokens, conditioning = CaptionEmbeddings(parts, captions).look_up(captions)
-    whole = torch.tensor([ImageFrame.of_whole(SIDE_PX, SIDE_PX)] * num_rows)
+    whole = torch.tensor([ImageFrame.of_whole_image(SIDE_PX, SIDE_PX)] * num_rows)
     times = tensors["sigmas"].flatten() if "sigmas" in tensors else tensors["timesteps"]
     return Batch(
         latents=tensors["latents"],
@@ -197,7 +197,7 @@ def weigh_as_script(
     theirs = step.tensors["snr_weights"]
     assert not torch.allclose(weights, theirs, rtol=0.1)
     errors = module.compute_errors(batch) / weights * theirs
-    instance, prior = compute_mean_errors(errors, batch.num_photographs)
+    instance, prior = compute_instance_and_prior_errors(errors, batch.num_photographs)
     loss = prior_preserving_loss(instance, [prior], config.prior.loss_weights)
     return loss, torch.stack([instance, prior])
 

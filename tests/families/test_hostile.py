@@ -54,7 +54,7 @@ def test_what_a_family_can_not_do_is_refused_before_weights_are_read(
     def read(*_: object) -> None:
         raise AssertionError("all weights are read")
 
-    monkeypatch.setattr(model_directory_module, "check_values", read)
+    monkeypatch.setattr(model_directory_module, "check_finite_weights", read)
     overrides = [f"model.uri={tiny_directories['z-image']}", f"storage.uri={tmp_path}"]
     for setting, said in (
         ("identifier.kind=learned", "identifier.kind=learned is not for Z-Image"),

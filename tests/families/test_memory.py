@@ -15,7 +15,7 @@ from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_functions import ImageFrame
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings
 from dreambooth_ray.training.module import DreamBoothModule
@@ -46,13 +46,13 @@ def shape_of_batch(directory: Path) -> tuple[int, ...]:
 def measure_peak(config: Config, directory: Path) -> int:
     """Most bytes that the CPU's allocator gave out in a second step, above those before it."""
     parts = load_components(directory)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     module = DreamBoothModule(config, parts)
     shape = shape_of_batch(directory)
     tokens, conditioning = CaptionEmbeddings(parts, [CAPTION]).look_up([CAPTION] * BATCH)
     is_flow = parts.family.process == "flow"
     times = torch.full((BATCH,), 0.5) if is_flow else torch.full((BATCH,), 500)
-    frames = torch.tensor([ImageFrame.of_whole(SIDE_PX, SIDE_PX)] * BATCH)
+    frames = torch.tensor([ImageFrame.of_whole_image(SIDE_PX, SIDE_PX)] * BATCH)
     trained = [weight for weight in module.parameters() if weight.requires_grad]
     optimizer = AdamW(trained, lr=1e-6, fused=True)
 

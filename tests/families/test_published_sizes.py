@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_ray.config.load import load_config, parse_config
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory.training_memory import estimate_training_footprint
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from tests.families.proven_families import PROVEN_MODELS, TRAINED_MODELS
@@ -38,7 +38,9 @@ def test_the_memory_of_a_step_is_predicted_at_published_size(name: str, tmp_path
     for checkpointing in ("true", "false"):
         overrides.append(f"train.gradient_checkpointing={checkpointing}")
         config = parse_config("subject: {photos: p, class_noun: dog}", "x", overrides)
-        footprints.append(estimate_footprint(fill_model_defaults(config, family), directory))
+        footprints.append(
+            estimate_training_footprint(fill_model_defaults(config, family), directory)
+        )
     held, whole = footprints
     weights = 2 * model.num_params[family.denoiser.name]
     assert weights <= held.frozen_bytes <= 1.1 * weights
@@ -73,7 +75,7 @@ def test_a_recipe_says_what_its_step_is_predicted_to_take(recipe: str, tmp_path:
     config = load_config(recipe, ["subject.photos=photos", "subject.class_noun=dog"])
     directory = model.write_configs(tmp_path / "model")
     config = fill_model_defaults(config, find_family(directory))
-    footprint = estimate_footprint(config, directory)
+    footprint = estimate_training_footprint(config, directory)
     assert footprint.total_bytes / 2**30 == pytest.approx(float(said[1]), abs=0.06)
     bytes_a_weight = BYTES_A_WEIGHT[config.model.quantization]
     held = [find_family(model.configs).denoiser.name] if config.train.method == "lora" else []

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dreambooth_ray.bundles.formats import export_run
+from dreambooth_ray.bundles.export_formats import export_run
 from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import load_components, load_pipeline
 from dreambooth_ray.models.model_directory import model_directory

@@ -10,22 +10,22 @@ import pytest
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.data.photographs import find_photographs
-from dreambooth_ray.data.prior_set import PriorImageRecord, read_records
-from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
-from dreambooth_ray.priors.prior_generation import committed_chunks
+from dreambooth_ray.data.prior_set import PriorImageRecord, read_chunk_records
+from dreambooth_ray.data.remote_images import fetch_photographs_folder, upload_photographs
+from dreambooth_ray.priors.prior_generation import read_committed_chunks
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.catalog import Catalog, publish_run, withdraw_run
-from dreambooth_ray.storage.catalog_rebuild import rebuild_catalog
 from dreambooth_ray.storage.scratch import ScratchFolder
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import SubjectVersionCatalog, publish_run, withdraw_run
+from dreambooth_ray.storage.version_catalog_rebuild import rebuild_catalog
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint import download, retention
 from dreambooth_ray.training.checkpoint.save import CheckpointUploader, WorkerRank
 from dreambooth_ray.training.metrics_log import MetricsLog, read_metrics
 from serve.api_errors import APIError
 from serve.api_messages import GenerationRequest
-from serve.job_records import JobRecord, JobState, new_job_id
-from serve.job_store import JobStore
+from serve.image_job_records import ImageJobRecord, ImageJobState, new_image_job_id
+from serve.image_job_store import ImageJobStore
 from serve.subject_catalog import SubjectCatalog
 from tests.fault_proxy import OUTAGES, FaultProxy, FaultSchedule, Request
 
@@ -67,7 +67,7 @@ def test_checkpoints_are_whole_and_rotated(
     assert side_work.num_failures == 0
     assert retention.committed_steps(run) == [4, 5]
     assert not any(manifest.find_damage(run, paths.checkpoint(step)) for step in (4, 5))
-    restored = download.restore_newest(run, tmp_path / "out")
+    restored = download.download_newest_checkpoint(run, tmp_path / "out")
     assert restored is not None
     assert restored.state.read_text() == "state 5"
 
@@ -89,28 +89,30 @@ def test_class_images_are_whole(faulty_uri: str, tmp_path: Path) -> None:
         record = PriorImageRecord(number, number, False, 0)
         folder = files_of(tmp_path / str(number), a="1", b="2")
         about: dict[str, object] = {"records": [record.to_json()]}
-        manifest.commit_artifact(store, paths.prior_chunk(number), folder, about)
-        assert read_records(store, number) == [record]
-    assert sorted(committed_chunks(store)) == list(range(6))
+        manifest.commit_artifact(store, paths.prior_chunk_artifact(number), folder, about)
+        assert read_chunk_records(store, number) == [record]
+    assert sorted(read_committed_chunks(store)) == list(range(6))
 
 
 def test_photographs_come_back_as_they_were(faulty_uri: str, photos: Path) -> None:
     uri = upload_photographs(photos, Store(faulty_uri))
-    found = find_photographs(photographs_folder(uri))
+    found = find_photographs(fetch_photographs_folder(uri))
     assert [p.read_bytes() for p in found] == [p.read_bytes() for p in find_photographs(photos)]
 
 
 def test_a_job_is_done_once(faulty_uri: str) -> None:
-    jobs, job_id = JobStore(faulty_uri), new_job_id()
+    jobs, job_id = ImageJobStore(faulty_uri), new_image_job_id()
     generation = GenerationRequest.model_validate({"prompt": "a robot", "model": "base"})
-    record = JobRecord(id=job_id, caller="me", model="base", created_at=1.0, generation=generation)
+    record = ImageJobRecord(
+        id=job_id, caller="me", model="base", created_at=1.0, generation=generation
+    )
     jobs.add(record, None)
     work = jobs.claim(record, lease_s=60)
     assert work is not None
     assert jobs.claim(record, lease_s=60) is None
-    assert jobs.renew(work)
+    assert jobs.renew_claim(work)
     jobs.set_progress(job_id, 3, 10, {0: b"preview"})
-    jobs.set_state(job_id, JobState(status="completed", finished_at=2.0))
+    jobs.set_state(job_id, ImageJobState(status="completed", finished_at=2.0))
     jobs.finish_or_give_back(work)
     assert jobs.count_open(9) == (0, 0)
     assert jobs.build_answer(jobs.read_record(job_id), None).status == "completed"
@@ -125,14 +127,16 @@ def test_a_bundle_is_found_by_the_catalog(faulty_uri: str, tmp_path: Path) -> No
     for number in range(6):
         about: dict[str, object] = {"kind": "bundle", "subject": f"robot-{number % 3}"}
         run = store.sub(f"runs/r{number}")
-        manifest.publish_folder(run, paths.BUNDLE, folder, about | {"created_at": number})
+        manifest.upload_folder_with_manifest(
+            run, paths.BUNDLE, folder, about | {"created_at": number}
+        )
         publish_run(run)
     withdraw_run(store.sub("runs/r0"))
     withdraw_run(store.sub("runs/r3"))
     subjects = SubjectCatalog(ServeConfig.model_validate({"storage": {"uri": faulty_uri}}))
 
     async def resolve(name: str) -> str | None:
-        return (await subjects.resolve(name, lambda _: True)).artifact.folder
+        return (await subjects.resolve_model_id(name, lambda _: True)).artifact.folder
 
     with pytest.raises(APIError, match="is not served here"):
         asyncio.run(resolve("robot-0"))
@@ -140,8 +144,8 @@ def test_a_bundle_is_found_by_the_catalog(faulty_uri: str, tmp_path: Path) -> No
         "runs/r4/bundle",
         "runs/r5/bundle",
     ]
-    assert sorted(Catalog(store).list_subjects()) == ["robot-1", "robot-2"]
-    report = rebuild_catalog(Catalog(store))
+    assert sorted(SubjectVersionCatalog(store).list_subjects()) == ["robot-1", "robot-2"]
+    report = rebuild_catalog(SubjectVersionCatalog(store))
     assert (report.num_added, report.num_removed) == (2, 0)
 
 

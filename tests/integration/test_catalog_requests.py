@@ -10,16 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.storage.catalog import (
-    Catalog,
-    entry_name,
-    listing_position,
+from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import (
+    SubjectVersionCatalog,
+    entry_file_name,
     publish_run,
+    subject_listing_position,
     withdraw_run,
 )
-from dreambooth_ray.storage.catalog_rebuild import rebuild_catalog
-from dreambooth_ray.storage.store import Store
-from serve import job_runner
+from dreambooth_ray.storage.version_catalog_rebuild import rebuild_catalog
+from serve import image_job_runner
 from serve.auth import Caller
 from serve.deployment import build_app_state
 from serve.subject_catalog import SubjectCatalog
@@ -45,7 +45,7 @@ def count(proxy: FaultProxy, work: Callable[[], object]) -> dict[str, int]:
 def write_entries(store: Store, subjects: set[str]) -> None:
     filesystem, root = store.filesystem
     texts = {s: build_entry(s).model_dump_json().encode() for s in subjects}
-    filesystem.pipe({f"{root}/{entry_name(s)}": text for s, text in texts.items()})
+    filesystem.pipe({f"{root}/{entry_file_name(s)}": text for s, text in texts.items()})
 
 
 def commit(store: Store, run_id: str, **about: object) -> Store:
@@ -58,7 +58,7 @@ def commit(store: Store, run_id: str, **about: object) -> Store:
 def test_an_operation_costs_the_same_however_many_subjects_there_are(
     store: Store, fault_proxy: FaultProxy
 ) -> None:
-    catalog, costs = Catalog(store), list[dict[str, dict[str, int]]]()
+    catalog, costs = SubjectVersionCatalog(store), list[dict[str, dict[str, int]]]()
     for num_subjects in (120, 700):
         write_entries(store, {f"dog-{k}" for k in range(num_subjects)})
         subjects = SubjectCatalog(ServeConfig.model_validate({"storage": {"uri": store.uri}}))
@@ -69,7 +69,7 @@ def test_an_operation_costs_the_same_however_many_subjects_there_are(
                 catalog.read("nobody")
 
         def show_page(subjects: SubjectCatalog = subjects) -> None:
-            page = asyncio.run(subjects.list_page(100, None, EVERYBODY))
+            page = asyncio.run(subjects.list_models_page(100, None, EVERYBODY))
             assert len(page.data) == 100 and page.has_more
 
         costs.append(
@@ -104,16 +104,18 @@ def test_every_subject_comes_once_on_a_real_store(
     store = Store(f"{proxied_uri}/{number}-{limit}-{len(subjects)}")
     store.remove("")
     write_entries(store, subjects)
-    catalog, listed = Catalog(store), list[str]()
-    while page := catalog.list_subjects(listing_position(listed[-1]) if listed else "", limit):
+    catalog, listed = SubjectVersionCatalog(store), list[str]()
+    while page := catalog.list_subjects(
+        subject_listing_position(listed[-1]) if listed else "", limit
+    ):
         listed += page
-    assert listed == sorted(subjects, key=listing_position)
+    assert listed == sorted(subjects, key=subject_listing_position)
 
 
 def test_a_thousand_names_that_do_not_exist_cost_a_thousand_requests(
     store: Store, fault_proxy: FaultProxy
 ) -> None:
-    lookup = SubjectLookup(Catalog(store, 2.0), ttl_s=3600.0)
+    lookup = SubjectLookup(SubjectVersionCatalog(store, 2.0), ttl_s=3600.0)
 
     async def ask() -> None:
         for start in range(0, 1000, 200):
@@ -128,8 +130,8 @@ def test_an_idle_endpoint_asks_seldom(
     store: Store, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ServeConfig.model_validate({"storage": {"uri": store.uri}})
-    looks_a_minute = 60 / job_runner._IDLE_INTERVAL_S
-    monkeypatch.setattr(job_runner, "_IDLE_INTERVAL_S", 0.05)
+    looks_a_minute = 60 / image_job_runner._IDLE_INTERVAL_S
+    monkeypatch.setattr(image_job_runner, "_IDLE_INTERVAL_S", 0.05)
     app_state = build_app_state(config, {"Replica": None})
 
     async def run_idle() -> None:
@@ -146,7 +148,7 @@ def test_an_idle_endpoint_asks_seldom(
     # One a look, and once a minute three for jobs that ended long ago, or are an earlier version's.
     first_kinds = [r.kind for r in fault_proxy.requests[-20:]]
     assert first_kinds == ["LIST job"] * 20
-    assert looks_a_minute + 3 * 60 / job_runner._FORGET_INTERVAL_S <= 10
+    assert looks_a_minute + 3 * 60 / image_job_runner._FORGET_INTERVAL_S <= 10
 
 
 def test_runs_without_entries_get_them_at_four_requests_each(
@@ -154,7 +156,7 @@ def test_runs_without_entries_get_them_at_four_requests_each(
 ) -> None:
     for k in range(20):
         commit(store, f"run-{k}", subject=f"dog-{k % 10}", created_at=k)
-    catalog = Catalog(store)
+    catalog = SubjectVersionCatalog(store)
     first = count(fault_proxy, lambda: rebuild_catalog(catalog))
     assert len(catalog.list_subjects()) == 10
     assert [ref.run_id for ref in catalog.read("dog-3").versions] == ["run-13", "run-3"]
@@ -162,5 +164,5 @@ def test_runs_without_entries_get_them_at_four_requests_each(
     assert sum(again.values()) <= 4 * 20 + 5, again
     assert sum(first.values()) <= 10 * 20 + 5, first
     subjects = SubjectCatalog(ServeConfig.model_validate({"storage": {"uri": store.uri}}))
-    resolved = asyncio.run(subjects.resolve("dog-3", lambda _: True))
+    resolved = asyncio.run(subjects.resolve_model_id("dog-3", lambda _: True))
     assert resolved.artifact.folder == "runs/run-13/bundle"

@@ -107,7 +107,7 @@ def test_a_writer_killed_in_any_phase_leaves_whole_checkpoints(bucket: str, tmp_
     ]
     for phase, log in enumerate(logs, start=1):
         run, newest = Store(f"{bucket}/phases/{phase}"), 3 if len(log) > 4 else 2
-        found = download.restore_newest(run, tmp_path / f"restored-{phase}")
+        found = download.download_newest_checkpoint(run, tmp_path / f"restored-{phase}")
         assert found is not None
         assert found.step == newest
         assert found.state.read_text() == f"state.ckpt {newest}"

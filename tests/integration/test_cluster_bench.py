@@ -34,7 +34,7 @@ def cluster() -> Iterator[LocalCluster]:
 def bench(cluster: LocalCluster, theme: str, *words: str) -> Any:
     """`dreambooth bench` on the head."""
     command = [DREAMBOOTH, "bench", theme, "--address", cluster.address, "--profile", "smoke"]
-    return cluster.execute("head", [*command, *words], capture_output=True, text=True)
+    return cluster.run_in_host("head", [*command, *words], capture_output=True, text=True)
 
 
 def measure(cluster: LocalCluster, theme: str) -> tuple[dict[str, Any], str]:

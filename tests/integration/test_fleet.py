@@ -90,7 +90,7 @@ def test_a_fleet_loses_a_host_and_no_subject(laptop: Laptop) -> None:
         steps = [m["step"] for m in read_metrics(Store(f"{RUNS}/runs/{name}"))]
         assert steps == list(range(1, STEPS + 1)), name
     assert len(Store(RUNS).names("priors")) == 1
-    second_run = cluster.execute(
+    second_run = cluster.run_in_host(
         "head", [DREAMBOOTH, "fleet", str(file)], env=environment, capture_output=True, text=True
     )
     assert second_run.returncode == 0, second_run.stderr

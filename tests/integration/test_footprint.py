@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_ray.config.load import load_config
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory.training_memory import estimate_training_footprint
 
 # One process, one thread, two steps: weights, gradients, AdamW and activations at their height.
 STEP = """
@@ -20,7 +20,7 @@ from dreambooth_ray.config.load import load_config
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.memory.training_memory import images_per_worker
 from dreambooth_ray.memory.fake_step import count_step
-from dreambooth_ray.models.trainable_params import apply_method, is_trained
+from dreambooth_ray.models.trainable_params import apply_train_method, is_trained
 
 torch.set_num_threads(1)
 overrides, directory = json.loads(sys.argv[1]), Path(sys.argv[2])
@@ -29,7 +29,7 @@ batch = images_per_worker(config)
 count_step(config, directory, batch)  # loads every library that the step needs, and no weight
 before = psutil.Process().memory_info().rss
 parts = load_components(directory)
-apply_method(config, parts)
+apply_train_method(config, parts)
 weights = [p for m in (parts.unet, parts.text_encoder) for p in m.parameters() if p.requires_grad]
 optimizer = AdamW(weights, lr=1e-6)
 side = config.train.side_px // parts.latent_factor
@@ -57,7 +57,9 @@ def test_the_estimate_is_near_what_a_step_takes(
         f"train.batch_size={batch}",
         f"train.method={method}",
     ]
-    estimate = estimate_footprint(load_config("toy-robot", overrides), toy_model).total_bytes
+    estimate = estimate_training_footprint(
+        load_config("toy-robot", overrides), toy_model
+    ).total_bytes
     done = subprocess.run(
         [sys.executable, "-c", STEP, json.dumps(overrides), str(toy_model)],
         capture_output=True,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.namespaces import Network
+from cluster.namespaces import HostNetwork
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
@@ -26,15 +26,15 @@ pytestmark = [
 @pytest.fixture
 def differing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Laptop]:
     """Two hosts, one of which keeps temporary files elsewhere."""
-    start = Network.start
+    start = HostNetwork.start
 
     def start_with_own_folder(
-        network: Network, name: str, index: int, folder: Path, command: Any, environment: Any
+        network: HostNetwork, name: str, index: int, folder: Path, command: Any, environment: Any
     ) -> Any:
         temporary = "/var/tmp" if index % 2 else "/tmp"
         return start(network, name, index, folder, command, {**environment, "TMPDIR": temporary})
 
-    monkeypatch.setattr(Network, "start", start_with_own_folder)
+    monkeypatch.setattr(HostNetwork, "start", start_with_own_folder)
     with laptop_and_cluster(photos, hosts=2, cpus=1) as laptop:
         yield laptop
 

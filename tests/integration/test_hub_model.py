@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.data.run_inputs import read_pins
+from dreambooth_ray.data.run_inputs import read_model_pins
 from dreambooth_ray.storage.store import Store
 from tests.hub_server import TOKEN, HubServer, read_folder
 from tests.integration.conftest import dreambooth
@@ -42,7 +42,7 @@ def test_a_run_goes_on_with_the_commit_that_it_began_with(
     done = dreambooth(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = Store(str(tmp_path / "out" / "runs" / "pinned"))
-    assert read_pins(run) == {"someone/tiny": f"someone/tiny@{first}"}
+    assert read_model_pins(run) == {"someone/tiny": f"someone/tiny@{first}"}
 
     moved = json.loads((toy_model / SCHEDULER).read_text()) | {"beta_end": 0.02}
     files = read_folder(toy_model) | {SCHEDULER: json.dumps(moved).encode()}

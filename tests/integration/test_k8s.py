@@ -20,7 +20,7 @@ from cluster.pod_checks import check_pod_settings
 from cluster.rayjob import render_rayjob
 from dreambooth_ray.config.load import load_config, parse_config
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory.training_memory import estimate_training_footprint
 from serve.gateway_metrics import Metrics
 from tests.integration import crd
 from tests.pods.manifest import parse_quantity
@@ -235,7 +235,7 @@ def test_workers_of_a_gang_have_memory_for_their_recipe() -> None:
     manifests = resources("train-gpu")
     recipe = next(r for r in manifests if r["metadata"]["name"] == "dreambooth-recipe")
     config = parse_config(recipe["data"]["recipe.yaml"], "train-gpu", ["cluster.gpus=false"])
-    footprint = estimate_footprint(config, CONFIGS / "stable-diffusion-1.5")
+    footprint = estimate_training_footprint(config, CONFIGS / "stable-diffusion-1.5")
     step_bytes = footprint.states_bytes + footprint.frozen_bytes + footprint.activations_bytes
     job = next(r for r in manifests if r["kind"] == "RayJob")
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]

@@ -38,7 +38,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 def test_every_host_is_its_own(cluster: LocalCluster) -> None:
     Path("/tmp/elsewhere").touch()
     try:
-        result = cluster.execute("head", ["python", "-c", PLACES], capture_output=True, text=True)
+        result = cluster.run_in_host(
+            "head", ["python", "-c", PLACES], capture_output=True, text=True
+        )
     finally:
         Path("/tmp/elsewhere").unlink()
     names = sorted(h.name for h in cluster.hosts)
@@ -48,9 +50,9 @@ def test_every_host_is_its_own(cluster: LocalCluster) -> None:
 def test_a_client_without_the_token_is_refused(cluster: LocalCluster) -> None:
     cluster.add_client()
     probe = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}"]
-    url = f"{cluster.dashboard}/api/version"
-    without_token = cluster.execute("client", [*probe, url], capture_output=True, text=True)
-    with_token = cluster.execute(
+    url = f"{cluster.dashboard_url}/api/version"
+    without_token = cluster.run_in_host("client", [*probe, url], capture_output=True, text=True)
+    with_token = cluster.run_in_host(
         "client",
         [*probe, "-H", f"Authorization: Bearer {cluster.token}", url],
         capture_output=True,
@@ -70,23 +72,23 @@ def test_a_killed_host_is_missed_and_replaced(cluster: LocalCluster) -> None:
 
 def test_a_cut_cable_is_noticed(cluster: LocalCluster) -> None:
     victim = cluster.workers[-1]
-    cluster.network.cut(victim)
+    cluster.network.disconnect_host(victim)
     wait_until(lambda: victim.address not in cluster.nodes())
-    cluster.network.mend(victim)
+    cluster.network.reconnect_host(victim)
     cluster.replace(victim.name)
     cluster.wait_ready()
 
 
 def test_a_slow_and_a_late_link(cluster: LocalCluster) -> None:
     victim = cluster.workers[0]
-    connect = ["curl", "-s", "-o", "/dev/null", "-w", "%{time_connect}", cluster.dashboard]
-    cluster.network.slow(victim, 256)
-    assert cluster.execute(victim.name, connect, capture_output=True).returncode == 0
-    cluster.network.mend(victim)
+    connect = ["curl", "-s", "-o", "/dev/null", "-w", "%{time_connect}", cluster.dashboard_url]
+    cluster.network.limit_bandwidth(victim, 256)
+    assert cluster.run_in_host(victim.name, connect, capture_output=True).returncode == 0
+    cluster.network.reconnect_host(victim)
     try:
-        cluster.network.delay(victim, 80)
+        cluster.network.delay_packets(victim, 80)
     except ConfigError as error:
         pytest.skip(f"this kernel has no netem: {error}")
-    seconds_text = cluster.execute(victim.name, connect, capture_output=True, text=True).stdout
-    cluster.network.mend(victim)
+    seconds_text = cluster.run_in_host(victim.name, connect, capture_output=True, text=True).stdout
+    cluster.network.reconnect_host(victim)
     assert float(seconds_text) >= 0.08

@@ -11,15 +11,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from dreambooth_ray.data.photographs import find_photographs
-from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
+from dreambooth_ray.data.remote_images import fetch_photographs_folder, upload_photographs
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.lease_keeper import LeaseWaiter, run_leases
 from dreambooth_ray.storage.paths import LEASES
 from dreambooth_ray.storage.store import Store
 from serve.api_messages import GenerationRequest
-from serve.job_records import JobRecord, new_job_id
-from serve.job_store import JobStore
+from serve.image_job_records import ImageJobRecord, new_image_job_id
+from serve.image_job_store import ImageJobStore
 from tests.fault_proxy import FaultProxy, once_each
 from tests.integration.seaweed import Seaweed
 from tests.object_store import pointed_at
@@ -64,7 +64,9 @@ def folders_with_files(store: Store) -> set[str]:
     return {parts[0] for parts in names if len(parts) > 1 and parts[1]}
 
 
-@pytest.mark.parametrize("name", [paths.checkpoint(4), paths.prior_chunk(0), "chunk-00000"])
+@pytest.mark.parametrize(
+    "name", [paths.checkpoint(4), paths.prior_chunk_artifact(0), "chunk-00000"]
+)
 def test_an_artifact_whose_pointers_answer_is_lost_is_there_whole(
     store: Store, proxy: FaultProxy, tmp_path: Path, name: str
 ) -> None:
@@ -79,7 +81,7 @@ def test_of_two_writers_the_second_removes_its_own_folder_alone(
 ) -> None:
     manifest.commit_artifact(store, "one", files_of(tmp_path / "first", a="1"), {})
     manifest.commit_artifact(store, "one", files_of(tmp_path / "second", a="2"), {})
-    assert manifest.read_file(store, "one", "a") == b"1"
+    assert manifest.read_artifact_file(store, "one", "a") == b"1"
     assert folders_with_files(store) == {manifest.find_artifact_folder(store, "one")}
 
 
@@ -99,7 +101,7 @@ def test_photographs_are_uploaded_whole(
 ) -> None:
     uri = upload_photographs(photos, store)
     assert proxy.dropped
-    found = find_photographs(photographs_folder(uri))
+    found = find_photographs(fetch_photographs_folder(uri))
     assert [p.read_bytes() for p in found] == [p.read_bytes() for p in find_photographs(photos)]
 
 
@@ -117,7 +119,7 @@ def test_a_lease_is_ours_though_its_answer_was_lost(store: Store, proxy: FaultPr
 def test_a_bundle_is_published_whole(store: Store, proxy: FaultProxy, tmp_path: Path) -> None:
     proxy.drops_answer = once_each(lambda request: request.method == "PUT")
     folder = files_of(tmp_path / "in", a="1")
-    text = manifest.publish_folder(store, paths.BUNDLE, folder, {"step": 4})
+    text = manifest.upload_folder_with_manifest(store, paths.BUNDLE, folder, {"step": 4})
     assert len(proxy.dropped) == 2
     about = manifest.download_folder(store, paths.BUNDLE, tmp_path / "out", text)
     assert about == {"step": 4}
@@ -125,9 +127,9 @@ def test_a_bundle_is_published_whole(store: Store, proxy: FaultProxy, tmp_path: 
 
 
 def test_a_job_is_claimed_once(store: Store, proxy: FaultProxy) -> None:
-    jobs, generation = JobStore(store.uri), GenerationRequest(prompt="a robot")
-    record = JobRecord(
-        id=new_job_id(), caller="me", model="base", created_at=1.0, generation=generation
+    jobs, generation = ImageJobStore(store.uri), GenerationRequest(prompt="a robot")
+    record = ImageJobRecord(
+        id=new_image_job_id(), caller="me", model="base", created_at=1.0, generation=generation
     )
     jobs.add(record, None)
     num_dropped = len(proxy.dropped)
@@ -136,4 +138,4 @@ def test_a_job_is_claimed_once(store: Store, proxy: FaultProxy) -> None:
     assert len(proxy.dropped) > num_dropped
     # The same owner asks a second time: it has it already.
     assert jobs.claim(record, lease_s=60) is None
-    assert jobs.renew(work)
+    assert jobs.renew_claim(work)

@@ -22,7 +22,7 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_directory
-from dreambooth_ray.priors.prior_generation import open_set
+from dreambooth_ray.priors.prior_generation import open_prior_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage import paths
@@ -137,12 +137,12 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, photos: P
     shutil.copytree(photos, folder / "photos")
     for path in photos.glob("*.png"):
         mask = Image.new("L", Image.open(path).size)
-        ImageDraw.Draw(mask).ellipse_points((20, 25, 71, 79), fill=255)
+        ImageDraw.Draw(mask).ellipse((20, 25, 71, 79), fill=255)
         mask.save(folder / "photos" / f"{path.stem}.mask.png")
     protocol = folder / "protocol.yaml"
     protocol.write_text(yaml.safe_dump({**PROTOCOL, "num_inference_steps": 2}))
     spec = PriorSpec("hash", ("a robot",), SamplingParams(num_inference_steps=2), 64, 0, 5)
-    priors = open_set(Store(str(folder / "priors")), spec)
+    priors = open_prior_set(Store(str(folder / "priors")), spec)
     PriorWorker(str(tiny_model), priors.uri, spec, gpu=False).generate(0)
     recipe = {
         **SMALL,

@@ -10,12 +10,12 @@ import openai
 import pytest
 from PIL import Image
 
-from dreambooth_ray.bundles.formats import export_run
+from dreambooth_ray.bundles.export_formats import export_run
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import publish_run
 from serve.replica import Replica
 from tests.integration.site import Site
 from tests.integration.test_matrix import SMALL, Matrix

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve.auth import new_key
+from serve.auth import new_api_key
 from tests.integration.test_k8s import Resource, resources
 from tests.pods.images import IMAGE_VARIABLE, find_hindrance, mount_image, mount_servers
 from tests.pods.operator import RayOperator, ServiceOperator, start_template
@@ -42,7 +42,9 @@ def make_site(folder: Path, images: dict[str, Path], manifests: list[Resource]) 
     site = Site(folder, "over", "dreambooth", images)
     site.add_entries(manifests)
     site.add_secret("dreambooth-redis", {"password": secrets.token_hex(24)})
-    site.add_secret("dreambooth-keys", {"keys.yaml": f"- {{name: shop, sha256: {new_key()[1]}}}"})
+    site.add_secret(
+        "dreambooth-keys", {"keys.yaml": f"- {{name: shop, sha256: {new_api_key()[1]}}}"}
+    )
     for resource in manifests:
         if resource["kind"] == "StatefulSet":
             start_template(site, f"{resource['metadata']['name']}-0", resource).wait_until_ready()

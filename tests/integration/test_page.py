@@ -13,9 +13,9 @@ import pytest
 from dreambooth_ray.config.machines import StorageConfig
 from dreambooth_ray.config.serving import AuthConfig, ServeConfig
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store
-from serve.auth import new_key
+from dreambooth_ray.storage.version_catalog import publish_run
+from serve.auth import new_api_key
 from serve.image_files import read_receipt
 from serve.replica import Replica
 from tests.integration.conftest import kill_tree, start_dreambooth
@@ -227,7 +227,7 @@ def test_stop_gives_the_place_back(page: Any, site: str) -> None:
 def test_a_key_is_asked_for_and_used(
     browser: Any, config: ServeConfig, replica: Replica, tmp_path: Path
 ) -> None:
-    key, digest = new_key()
+    key, digest = new_api_key()
     (tmp_path / "keys.yaml").write_text(f"- {{name: ann, sha256: {digest}}}")
     closed = config.model_copy(update={"auth": AuthConfig(keys_file=str(tmp_path / "keys.yaml"))})
     context = browser.new_context()

@@ -22,9 +22,13 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CapacityError, DataError
 from dreambooth_ray.models.model_directory import model_hash
-from dreambooth_ray.priors.prior_catalog import verify_set
-from dreambooth_ray.priors.prior_generation import PriorRequest, committed_chunks, generate_priors
-from dreambooth_ray.priors.prior_spec import PriorSpec, select_records
+from dreambooth_ray.priors.prior_catalog import verify_prior_set
+from dreambooth_ray.priors.prior_generation import (
+    PriorSetRequest,
+    generate_priors,
+    read_committed_chunks,
+)
+from dreambooth_ray.priors.prior_spec import PriorSpec, select_prior_records
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.world import random_subject, render_photographs
@@ -46,7 +50,7 @@ def spec(toy_model: Path) -> PriorSpec:
 
 def generate(
     storage: Path,
-    request: PriorRequest,
+    request: PriorSetRequest,
     actors: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Store:
@@ -91,7 +95,7 @@ def generating_actors() -> list[psutil.Process]:
 def test_one_actor_or_several_and_one_killed_generate_the_same_set(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path
 ) -> None:
-    request = PriorRequest(spec, 24, toy_model)
+    request = PriorSetRequest(spec, 24, toy_model)
     set_of_one = generate(tmp_path / "one", request, 1)
     killed: list[int] = []
     has_begun, has_ended = threading.Event(), threading.Event()
@@ -119,7 +123,7 @@ def test_one_actor_or_several_and_one_killed_generate_the_same_set(
         killer.join()
     assert killed
     assert content(set_of_one) == content(set_of_two)
-    assert len(select_records(spec, committed_chunks(set_of_two)).accepted) >= 24
+    assert len(select_prior_records(spec, read_committed_chunks(set_of_two)).accepted) >= 24
     progress: list[tuple[int, int]] = []
     generate(
         tmp_path / "two", request, 2, lambda num_done, total: progress.append((num_done, total))
@@ -133,7 +137,9 @@ def test_a_model_that_repeats_itself_is_named(
 ) -> None:
     data = io.BytesIO()
     render_photographs(random_subject(1), 1, 1)[0].resize((64, 64)).save(data, "PNG")
-    request = PriorRequest(spec, 8, toy_model, lambda number: [data.getvalue()] * spec.chunk_size)
+    request = PriorSetRequest(
+        spec, 8, toy_model, lambda number: [data.getvalue()] * spec.chunk_size
+    )
     with pytest.raises(DataError, match=r"only 1 of 8 .*prior\.prompt"):
         generate(tmp_path, request, 1)
 
@@ -142,7 +148,7 @@ def test_room_that_does_not_come_is_waited_for_as_long_as_is_said(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path
 ) -> None:
     prior_config = PriorConfig(actors=1, resources={"nowhere": 1.0})
-    request, store = PriorRequest(spec, 4, toy_model), Store(str(tmp_path))
+    request, store = PriorSetRequest(spec, 4, toy_model), Store(str(tmp_path))
     with pytest.raises(CapacityError, match=r"0 of at least 1 .* within 1 s; .*cluster\.wait_s"):
         generate_priors(
             request, store, prior_config, ClusterConfig(wait_s=1.0), lambda num_done, total: None
@@ -154,7 +160,7 @@ def test_room_that_does_not_come_is_waited_for_as_long_as_is_said(
 def test_actors_killed_at_random_over_200_images(
     config: Config, spec: PriorSpec, toy_model: Path, tmp_path: Path, actors: int
 ) -> None:
-    request = PriorRequest(
+    request = PriorSetRequest(
         replace(spec, params=SamplingParams(num_inference_steps=8)), 200, toy_model
     )
     undisturbed = generate(tmp_path / "calm", request, 2)
@@ -177,8 +183,8 @@ def test_actors_killed_at_random_over_200_images(
         killer.join()
     print(f"{len(kills)} kills in {time.monotonic() - started_s:.0f} s")
     assert len(kills) >= 3
-    records = select_records(request.spec, committed_chunks(store)).accepted[:200]
+    records = select_prior_records(request.spec, read_committed_chunks(store)).accepted[:200]
     assert len({r.index for r in records}) == len({r.fingerprint for r in records}) == 200
     assert content(store) == content(undisturbed)
-    assert verify_set(Store(str(tmp_path / "killed")), request.spec.digest) == []
+    assert verify_prior_set(Store(str(tmp_path / "killed")), request.spec.digest) == []
     assert ray.is_initialized()

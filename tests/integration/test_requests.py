@@ -91,11 +91,11 @@ def test_following_metrics_costs_what_is_new(run: Store, fault_proxy: FaultProxy
     for step in range(1, 2001):
         log.append([{"step": step, "loss": 0.5}])
     log.flush()
-    assert follower.read_latest() == {"step": 2000, "loss": 0.5}
+    assert follower.read_latest_metrics() == {"step": 2000, "loss": 0.5}
     log.append([{"step": 2001, "loss": 0.5}])
     log.flush()
     fault_proxy.forget()
-    assert follower.read_latest() == {"step": 2001, "loss": 0.5}
+    assert follower.read_latest_metrics() == {"step": 2001, "loss": 0.5}
     assert fault_proxy.kinds == {"GET metrics": 1}
     assert fault_proxy.num_bytes_answered < 100
 

@@ -21,8 +21,8 @@ from PIL import Image
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.runs import delete_run
 from dreambooth_ray.storage import manifest
-from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import publish_run
 from tests.integration.conftest import kill_tree, start_dreambooth
 
 QUICK = {"num_inference_steps": 4, "seed": 3}
@@ -196,7 +196,9 @@ def test_a_subject_is_served_once_committed_and_refused_once_removed(endpoint: E
     # An unknown name is remembered, and the commit is seen all the same.
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("my-dog")
-    manifest.publish_folder(store, "bundle", model_directory("toyworld"), {"kind": "bundle"})
+    manifest.upload_folder_with_manifest(
+        store, "bundle", model_directory("toyworld"), {"kind": "bundle"}
+    )
     publish_run(store)
     assert [m.id for m in client.models.list()] == ["toyworld", "my-dog"]
     first = client.models.list(extra_query={"limit": 1})
@@ -221,7 +223,9 @@ def test_a_subject_is_served_once_committed_and_refused_once_removed(endpoint: E
 @pytest.mark.fault
 def test_a_subject_whose_files_are_removed_by_hand_is_refused(endpoint: Endpoint) -> None:
     client, store = endpoint.client, Store(str(endpoint.storage)).sub("runs/my-cat")
-    manifest.publish_folder(store, "bundle", model_directory("toyworld"), {"kind": "bundle"})
+    manifest.upload_folder_with_manifest(
+        store, "bundle", model_directory("toyworld"), {"kind": "bundle"}
+    )
     publish_run(store)
     wait_until_found(client, "my-cat")
     shutil.rmtree(endpoint.storage / "runs/my-cat")

@@ -23,8 +23,8 @@ from schemathesis.checks import not_a_server_error
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.storage import manifest
-from dreambooth_ray.storage.catalog import publish_run
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import publish_run
 from serve.deployment import build_app_state
 from serve.gateway import create_app
 from serve.replica import Replica
@@ -112,7 +112,9 @@ def test_images_that_are_traps(address: str, image: bytes) -> None:
 def test_bundles_that_are_traps(address: str, storage: Path) -> None:
     store, model = Store(str(storage)), model_directory("toyworld")
     for run_id in ("pickled", "damaged"):
-        manifest.publish_folder(store.sub(f"aside/{run_id}"), "bundle", model, {"kind": "bundle"})
+        manifest.upload_folder_with_manifest(
+            store.sub(f"aside/{run_id}"), "bundle", model, {"kind": "bundle"}
+        )
     pickled = storage / "aside/pickled/bundle/manifest.json"
     content = json.loads(pickled.read_text())
     content["files"].append({"name": "unet/weights.bin", "size_bytes": 1, "sha256": "0" * 64})

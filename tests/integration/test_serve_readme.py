@@ -13,9 +13,9 @@ from PIL import Image
 from standardwebhooks import Webhook
 
 from dreambooth_ray.config.serving import AuthConfig, ProvenanceConfig, ServeConfig
-from serve.auth import APIKey, new_key
+from serve.auth import APIKey, new_api_key
 from serve.replica import Replica
-from serve.safety import Policy
+from serve.safety import ContentPolicy
 from tests.integration.site import Site
 from tests.unit.serve.test_provenance import config as provenance
 
@@ -33,7 +33,7 @@ def readme_names(
 ) -> Iterator[dict[str, Any]]:
     """What the names stand for after all Python blocks have run."""
     folder = tmp_path_factory.mktemp("readme")
-    key, digest = new_key()
+    key, digest = new_api_key()
     (folder / "keys.yaml").write_text(f"- {{name: shop, sha256: {digest}}}")
     config = ServeConfig.model_validate(
         {"storage": {"uri": str(folder / "out")}, "provenance": provenance.model_dump()}
@@ -93,7 +93,7 @@ def test_provenance(readme_names: dict[str, Any]) -> None:
 def test_the_yaml_is_what_the_endpoint_takes() -> None:
     keys, policy, endpoint = (yaml.safe_load(block) for block in blocks("yaml"))
     assert APIKey.model_validate(keys[0]).images_per_day == 500
-    assert set(Policy.model_validate(policy).categories) == {"brands", "minors"}
+    assert set(ContentPolicy.model_validate(policy).categories) == {"brands", "minors"}
     assert ServeConfig.model_validate(endpoint).safety.images == "yahoo-open-nsfw"
 
 

@@ -15,7 +15,7 @@ import pytest
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.fence import find_checkpoint
-from dreambooth_ray.storage.store import Store, use_options
+from dreambooth_ray.storage.store import Store, use_storage_options
 from dreambooth_ray.training.checkpoint.retention import committed_steps
 from dreambooth_ray.training.metrics_log import read_metrics
 from tests.integration.conftest import (
@@ -176,12 +176,12 @@ def test_storage_that_can_not_work_is_refused_in_a_line(
         "endpoint": {**seaweed.options(), "endpoint_url": "http://127.0.0.1:9"},
     }[case]
     monkeypatch.setenv("FSSPEC_S3", "{}")  # put back afterwards
-    use_options("s3://x", options)
+    use_storage_options("s3://x", options)
     try:
         with pytest.raises(StorageError) as error:
             Store("s3://nosuch/x" if case == "bucket" else bucket).check_writable()
     finally:
-        use_options("s3://x", seaweed.options())
+        use_storage_options("s3://x", seaweed.options())
     text = str(error.value)
     assert text.startswith("storage s3://")
     assert "\n" not in text

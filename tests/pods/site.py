@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cluster.namespaces import Network
+from cluster.namespaces import HostNetwork
 from tests.pods.manifest import Service, Store, Tree
 from tests.pods.pod import Pod
 
@@ -22,7 +22,7 @@ class Site:
 
     def __init__(self, folder: Path, tag: str, namespace: str, images: Mapping[str, Path]) -> None:
         self.folder, self.namespace, self._images = folder, namespace, images
-        self.network = Network.create(tag)
+        self.network = HostNetwork.create(tag)
         self.store = Store({}, {})
         self.services: list[Service] = []
         self.pods: list[Pod] = []

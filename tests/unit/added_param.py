@@ -52,7 +52,7 @@ def check_configuration() -> None:
     from dreambooth_ray.pipeline import plan_priors
     from dreambooth_ray.preparation import PreparedRun
     from dreambooth_ray.priors.prior_worker import PriorWorker
-    from dreambooth_ray.training.callbacks.samples import make_requests
+    from dreambooth_ray.training.callbacks.samples import make_sample_requests
 
     text, directory = "subject: {photos: p, class_noun: robot}", model_directory("toyworld")
     overrides = [f"prior.added={VALUE}", f"sample.added={VALUE}"]
@@ -67,23 +67,23 @@ def check_configuration() -> None:
     worker = object.__new__(PriorWorker)
     worker._spec = spec
     shape = ImageShape(64, 64)
-    assert worker._request(0, shape).params.added == VALUE  # type: ignore[attr-defined]
-    requests = make_requests(config)
+    assert worker._build_request(0, shape).params.added == VALUE  # type: ignore[attr-defined]
+    requests = make_sample_requests(config)
     assert [r.params.added for r in requests] == [VALUE]  # type: ignore[attr-defined]
 
 
 def check_evaluation() -> None:
     from dreambooth_ray.evaluation.protocol import (
         EvaluationPrompt,
+        EvaluationProtocol,
         EvaluationSpec,
-        Protocol,
         load_protocol,
     )
-    from dreambooth_ray.evaluation.sample_actor import as_request
+    from dreambooth_ray.evaluation.sample_actor import build_sampling_request
 
     default = load_protocol("toyworld")
-    protocol = Protocol.model_validate({**default.model_dump(), "added": VALUE})
-    request = as_request(EvaluationPrompt("class", "a", "a", 0), protocol, None)
+    protocol = EvaluationProtocol.model_validate({**default.model_dump(), "added": VALUE})
+    request = build_sampling_request(EvaluationPrompt("class", "a", "a", 0), protocol, None)
     assert request.params.added == VALUE  # type: ignore[attr-defined]
     specs = [EvaluationSpec(p, "m", "sks", "robot", (), None) for p in (protocol, default)]
     assert specs[0].digest != specs[1].digest
@@ -101,7 +101,9 @@ class RecordingReplica:
         from serve.replica_messages import Finished, Pixels
 
         self.requests.append(_build_request(sample_task, ()))
-        yield Finished(Pixels.from_image(Image.new("RGB", (64, 64))), "0" * 64, sample_task.params)
+        yield Finished(
+            Pixels.from_pil_image(Image.new("RGB", (64, 64))), "0" * 64, sample_task.params
+        )
 
     async def report_status(self, backlog_steps: int = 0) -> Any:
         from serve.replica_messages import ReplicaStatus

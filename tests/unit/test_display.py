@@ -5,7 +5,13 @@ import pytest
 from rich.console import Console
 
 from dreambooth_ray.config.prior import PriorConfig
-from dreambooth_ray.display import ImageRate, ProgressBoard, Stage, _LineMeter, describe_step
+from dreambooth_ray.display import (
+    ImageRate,
+    ProgressBoard,
+    ProgressStage,
+    _LineMeter,
+    describe_step_losses,
+)
 
 
 def test_rate_is_the_mean_since_the_first_look_and_restarts_after_a_rewind() -> None:
@@ -32,15 +38,17 @@ def test_a_line_names_the_parts_with_their_weights_and_the_speed(
     record = {"loss": 0.4, "instance_loss": 0.1, "prior_loss": 0.2}
     if prior.get("kind") == "both":
         record["output_loss"] = 0.3
-    text = describe_step(record, 12.34, PriorConfig.model_validate(prior))
+    text = describe_step_losses(record, 12.34, PriorConfig.model_validate(prior))
     assert text == f"loss 0.4000 = {parts}, 12.3 images/s"
 
 
 def test_a_record_of_before_a_change_of_what_is_kept_is_shown_too() -> None:
     record = {"loss": 0.4, "instance_loss": 0.1, "prior_loss": 0.2}
     both = PriorConfig(kind="both")
-    assert "class 0.2000," in describe_step(record, 1.0, both)
-    assert "5 x output 0.3000," in describe_step({**record, "output_loss": 0.3}, 1.0, PriorConfig())
+    assert "class 0.2000," in describe_step_losses(record, 1.0, both)
+    assert "5 x output 0.3000," in describe_step_losses(
+        {**record, "output_loss": 0.3}, 1.0, PriorConfig()
+    )
 
 
 def test_lines_are_sparse_but_the_last_step_is_always_said() -> None:
@@ -79,7 +87,7 @@ def test_bars_of_several_stages_share_a_terminal() -> None:
 def test_a_stage_prints_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    stage = Stage("images")
+    stage = ProgressStage("images")
     stage(1, 2)
     stage(2, 2)
     assert capsys.readouterr().err == "images 1/2\nimages 2/2\n"

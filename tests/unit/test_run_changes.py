@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.config.load import all_keys, override_config, parse_config
+from dreambooth_ray.config.load import list_config_keys, override_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.run_changes import FIXED_KEYS, find_changes, find_obstacles
+from dreambooth_ray.run_changes import FIXED_KEYS, find_config_changes, find_resume_obstacles
 
 BASE = """
 subject: {photos: p, class_noun: robot}
@@ -25,11 +25,11 @@ def describe_obstacles(
 ) -> str:
     stored = parse_config(BASE, "x", list(base))
     current = override_config(stored, list(overrides))
-    changes = find_changes(stored.model_dump(mode="json"), current.model_dump(mode="json"))
+    changes = find_config_changes(stored.model_dump(mode="json"), current.model_dump(mode="json"))
     assert changes or data_differences, overrides
     last_step = current.train.steps if last is None else last
     return "; ".join(
-        find_obstacles(stored, current, changes, data_differences, committed, last_step)
+        find_resume_obstacles(stored, current, changes, data_differences, committed, last_step)
     )
 
 
@@ -132,7 +132,7 @@ def test_every_key_has_an_answer() -> None:
     """A key is compared at all: none can change unseen, but those of machines and storage."""
     stored = parse_config(BASE, "x", [])
     num_tried = 0
-    for key in all_keys(Config):
+    for key in list_config_keys(Config):
         if key.split(".")[0] in ("cluster", "storage", "checkpoint", "run_id"):
             continue
         for value in VALUES.values():
@@ -140,11 +140,13 @@ def test_every_key_has_an_answer() -> None:
                 current = override_config(stored, [f"{key}={value}"])
             except ConfigError:
                 continue
-            changes = find_changes(stored.model_dump(mode="json"), current.model_dump(mode="json"))
+            changes = find_config_changes(
+                stored.model_dump(mode="json"), current.model_dump(mode="json")
+            )
             if changes:
                 num_tried += 1
                 assert all(change.key and str(change) for change in changes)
-                find_obstacles(stored, current, changes, (), 4, current.train.steps)
+                find_resume_obstacles(stored, current, changes, (), 4, current.train.steps)
                 break
     assert num_tried > 40
 

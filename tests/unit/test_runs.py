@@ -8,15 +8,15 @@ from PIL import Image
 
 from dreambooth_ray.config.load import dump_config, override_config, parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.run_inputs import RunInputs, read_pins
+from dreambooth_ray.data.run_inputs import RunInputs, read_model_pins
 from dreambooth_ray.display import QuietDisplay
 from dreambooth_ray.errors import CheckpointError, ConfigError, StorageError
 from dreambooth_ray.preparation import prepare_run
 from dreambooth_ray.runs import delete_run, is_finished, load_run_config, open_run, read_run_config
-from dreambooth_ray.storage.catalog import Catalog, publish_run
 from dreambooth_ray.storage.fence import RunHistory
 from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import SubjectVersionCatalog, publish_run
 from dreambooth_ray.training.checkpoint_selection import read_early_end_step, write_early_end_step
 
 
@@ -54,6 +54,14 @@ def test_a_run_stored_without_its_model_takes_over_what_the_model_fills_in(
     assert read_run_config(run) == sent
     open_run(prepared, requested=sent)
     assert read_run_config(run).train.lora == prepared.train.lora
+    # Sent again, as by who had no answer.
+    assert open_run(sent).uri == run.uri
+    assert read_run_config(run).train.lora == prepared.train.lora
+    with pytest.raises(ConfigError, match=r"train\.steps was 400 and is 3"):
+        open_run(override_config(sent, ["train.steps=3"]))
+    open_run(override_config(prepared, ["train.steps=3"]), force=True)
+    with pytest.raises(ConfigError, match=r"train\.steps was 3 and is 400"):
+        open_run(sent)
 
 
 def test_by_what_nothing_is_evaluated_makes_no_other_run(config: Config) -> None:
@@ -158,10 +166,10 @@ def test_a_start_that_is_refused_tells_a_run_nothing(half_way: Config) -> None:
     assert not run.exists("inputs.json")
 
 
-def _commit(run: Store) -> Catalog:
+def _commit(run: Store) -> SubjectVersionCatalog:
     run.write("bundle/manifest.json", b'{"about": {"kind": "bundle"}, "files": []}')
     publish_run(run)
-    return Catalog(Store(run.uri.rpartition("/runs/")[0]))
+    return SubjectVersionCatalog(Store(run.uri.rpartition("/runs/")[0]))
 
 
 def test_a_run_that_starts_anew_is_served_no_longer(config: Config) -> None:
@@ -245,7 +253,7 @@ def test_what_can_not_be_sharded_is_refused(config: Config, override: str, words
         ("cluster.preflight_checks", {"torch"}),
         ("dreambooth_ray.memory.training_memory", {"torch"}),
         ("dreambooth_ray.pipeline", {"diffusers", "transformers", "pytorch_lightning"}),
-        ("dreambooth_ray.priors.worker_actor", {"torch", "diffusers"}),
+        ("dreambooth_ray.priors.prior_worker_actor", {"torch", "diffusers"}),
         ("serve.app", {"torch", "diffusers", "transformers"}),
     ],
 )
@@ -266,8 +274,8 @@ def test_a_model_of_the_hub_keeps_its_name_and_the_commit_of_its_first_start(
 
     run = open_run(from_hub, inputs=inputs(first))
     assert read_run_config(run).model.uri == "someone/tiny@v1"
-    assert read_pins(run) == {"someone/tiny@v1": first}
+    assert read_model_pins(run) == {"someone/tiny@v1": first}
     open_run(from_hub, inputs=inputs(first))
     with pytest.raises(ConfigError, match=f"is {second} now, and the run was started with {first}"):
         open_run(from_hub, inputs=inputs(second))
-    assert read_pins(Store(str(tmp_path / "none"))) == {}
+    assert read_model_pins(Store(str(tmp_path / "none"))) == {}

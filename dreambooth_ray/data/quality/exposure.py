@@ -36,7 +36,9 @@ def measure_exposure(rgb: np.ndarray, grey: np.ndarray, inside: np.ndarray) -> E
     """Of (H, W, 3) and (H, W), 0 to 255; inside: (H, W) bool, the subject."""
     sorted_channels = np.sort(rgb, axis=-1)
     is_clipped = (sorted_channels[..., 1] >= _CLIPPED) & (sorted_channels[..., 0] >= _LEAST_COLOUR)
-    is_touched = (sorted_channels[..., 2] >= _TOUCHED) & (sorted_channels[..., 0] >= _LEAST_COLOUR)
+    has_clipped_channel = (sorted_channels[..., 2] >= _TOUCHED) & (
+        sorted_channels[..., 0] >= _LEAST_COLOUR
+    )
     tile_side = min(_RAGGED_TILE_PX, *grey.shape)
     clipped_shares = split_tiles(is_clipped.astype(np.float32), tile_side).mean(axis=1)
     return Exposure(
@@ -45,7 +47,7 @@ def measure_exposure(rgb: np.ndarray, grey: np.ndarray, inside: np.ndarray) -> E
         frame_dark=float(np.percentile(grey, 1)),
         subject_clipped=float(is_clipped[inside].mean()),
         frame_clipped=float(is_clipped.mean()),
-        subject_touched=float(is_touched[inside].mean()),
+        subject_touched=float(has_clipped_channel[inside].mean()),
         ragged=float(((clipped_shares > 0.05) & (clipped_shares < 0.95)).mean()),
     )
 
@@ -60,14 +62,14 @@ def measure_noise(rgb: np.ndarray, grey: np.ndarray) -> float:
     """
     tile_side = min(_NOISE_TILE_PX, *(s - 2 for s in grey.shape))
     tiles = split_tiles(grey[1:-1, 1:-1], tile_side)
-    is_usable = ((tiles > 240) | (tiles < 15)).mean(axis=1) < 0.1
-    if is_usable.sum() < 10:
+    is_midtone_tile = ((tiles > 240) | (tiles < 15)).mean(axis=1) < 0.1
+    if is_midtone_tile.sum() < 10:
         return 0.0
-    color_differences = (rgb[..., 0] - rgb[..., 1], rgb[..., 2] - rgb[..., 1])
-    tile_deviations = np.min(
-        [_estimate_tile_noise(plane, tile_side) for plane in color_differences], axis=0
+    channel_differences = (rgb[..., 0] - rgb[..., 1], rgb[..., 2] - rgb[..., 1])
+    tile_noise_levels = np.min(
+        [_estimate_tile_noise(plane, tile_side) for plane in channel_differences], axis=0
     )
-    return float(np.percentile(tile_deviations[is_usable], 20))
+    return float(np.percentile(tile_noise_levels[is_midtone_tile], 20))
 
 
 def _estimate_tile_noise(plane: np.ndarray, tile_side: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Checks of one photograph by itself."""
 
-from dreambooth_ray.data.quality.issue import QualityIssue, Severity
-from dreambooth_ray.data.quality.photo import Photo
+from dreambooth_ray.data.quality.measured_photo import MeasuredPhoto
+from dreambooth_ray.data.quality.quality_issue import QualityIssue, Severity
 
 # Set on 16 DreamBench subjects, whole and with planted faults, and counted on 14 others:
 # benchmarks/doctor_accuracy.py.
@@ -16,7 +16,7 @@ MIN_MASK_SHARE = 0.03
 MIN_BAR = 0.03
 
 
-def check_photo(photo: Photo, side_px: int) -> list[QualityIssue]:
+def check_photo(photo: MeasuredPhoto, side_px: int) -> list[QualityIssue]:
     """The issues of one photograph by itself."""
     return [
         issue
@@ -27,14 +27,14 @@ def check_photo(photo: Photo, side_px: int) -> list[QualityIssue]:
             _check_noise(photo),
             _check_extent(photo),
             _check_bars(photo),
-            _check_mask(photo),
+            _report_mask_error(photo),
         )
         if issue
     ]
 
 
 def _build_issue(
-    photo: Photo,
+    photo: MeasuredPhoto,
     check: str,
     severity: Severity,
     value: float,
@@ -49,7 +49,7 @@ def _build_issue(
     )
 
 
-def _check_resolution(photo: Photo, side_px: int) -> QualityIssue | None:
+def _check_resolution(photo: MeasuredPhoto, side_px: int) -> QualityIssue | None:
     short_side_px = min(photo.width_px, photo.height_px)
     if short_side_px >= side_px:
         return None
@@ -62,67 +62,80 @@ def _check_resolution(photo: Photo, side_px: int) -> QualityIssue | None:
     )  # fmt: skip
 
 
-def _check_blur(photo: Photo) -> QualityIssue | None:
-    value = photo.sharpness.subject
-    if value >= SHARP:
+def _check_blur(photo: MeasuredPhoto) -> QualityIssue | None:
+    subject_sharpness = photo.sharpness.subject
+    if subject_sharpness >= SHARP:
         return None
     return _build_issue(
-        photo, "blur", "fault" if value < BLURRED else "warning", value, SHARP,
+        photo, "blur", "fault" if subject_sharpness < BLURRED else "warning",
+        subject_sharpness, SHARP,
         f"{photo.name} is blurred where its subject is; the model would learn the blur. "
         "Take it out, or a sharper one in its place.",
         "steepness of edges, 1/px", photo.region.describe(),
     )  # fmt: skip
 
 
-def _check_shake(photo: Photo) -> QualityIssue | None:
-    value = photo.sharpness.evenness
-    if value >= MIN_EVENNESS:
+def _check_shake(photo: MeasuredPhoto) -> QualityIssue | None:
+    sharpness_evenness = photo.sharpness.evenness
+    if sharpness_evenness >= MIN_EVENNESS:
         return None
     return _build_issue(
-        photo, "blur", "warning", value, MIN_EVENNESS,
+        photo, "blur", "warning", sharpness_evenness, MIN_EVENNESS,
         f"{photo.name} is blurred in one direction: the camera moved. Take it out, or a sharper "
         "one in its place.",
         "steepness of edges, the softest direction over the other",
     )  # fmt: skip
 
 
-def _check_darkness(photo: Photo) -> QualityIssue | None:
+def _check_darkness(photo: MeasuredPhoto) -> QualityIssue | None:
     subject_brightness = photo.exposure.subject_bright
-    frame_brightness = photo.exposure.frame_bright
+    whole_image_brightness = photo.exposure.frame_bright
     measure_name = "95th percentile of grey"
-    if frame_brightness < FRAME_DARK[0]:
-        value, bound, region_text = frame_brightness, FRAME_DARK[0], "in the whole frame"
+    if whole_image_brightness < FRAME_DARK[0]:
+        measured_value, threshold, region_text = (
+            whole_image_brightness,
+            FRAME_DARK[0],
+            "in the whole frame",
+        )
     elif subject_brightness < SUBJECT_DARK[0]:
-        value, bound, region_text = subject_brightness, SUBJECT_DARK[0], photo.region.describe()
-    elif subject_brightness < SUBJECT_DARK[1] and frame_brightness < FRAME_DARK[1]:
-        value, bound, region_text = subject_brightness, SUBJECT_DARK[1], photo.region.describe()
-        measure_name += f" ({frame_brightness:.0f} in the frame, bound {FRAME_DARK[1]:g})"
+        measured_value, threshold, region_text = (
+            subject_brightness,
+            SUBJECT_DARK[0],
+            photo.region.describe(),
+        )
+    elif subject_brightness < SUBJECT_DARK[1] and whole_image_brightness < FRAME_DARK[1]:
+        measured_value, threshold, region_text = (
+            subject_brightness,
+            SUBJECT_DARK[1],
+            photo.region.describe(),
+        )
+        measure_name += f" ({whole_image_brightness:.0f} in the frame, bound {FRAME_DARK[1]:g})"
     else:
         return None
     return _build_issue(
-        photo, "exposure", "warning", value, bound,
+        photo, "exposure", "warning", measured_value, threshold,
         f"{photo.name} is so dark that hardly anything of the subject is lighter than black; its "
         "own colours are lost. Brighten or replace it.",
         measure_name, region_text,
     )  # fmt: skip
 
 
-def _check_black_point(photo: Photo) -> QualityIssue | None:
-    value = photo.exposure.frame_dark
-    if value <= MAX_BLACK_POINT:
+def _check_black_point(photo: MeasuredPhoto) -> QualityIssue | None:
+    darkest_grey = photo.exposure.frame_dark
+    if darkest_grey <= MAX_BLACK_POINT:
         return None
     return _build_issue(
-        photo, "exposure", "warning", value, MAX_BLACK_POINT,
+        photo, "exposure", "warning", darkest_grey, MAX_BLACK_POINT,
         f"{photo.name} is washed out: even its darkest parts are light. Darken or replace it.",
         "1st percentile of grey",
     )  # fmt: skip
 
 
-def _check_highlights(photo: Photo) -> QualityIssue | None:
+def _check_highlights(photo: MeasuredPhoto) -> QualityIssue | None:
     exposure = photo.exposure
     subject_region_text = photo.region.describe()
     if exposure.subject_clipped > MAX_SUBJECT_CLIPPED:
-        value, bound, region_text = (
+        measured_value, threshold, region_text = (
             exposure.subject_clipped,
             MAX_SUBJECT_CLIPPED,
             subject_region_text,
@@ -132,7 +145,7 @@ def _check_highlights(photo: Photo) -> QualityIssue | None:
         exposure.subject_touched > MAX_SUBJECT_TOUCHED
         and exposure.frame_clipped > MAX_FRAME_CLIPPED
     ):
-        value, bound, region_text = (
+        measured_value, threshold, region_text = (
             exposure.subject_touched,
             MAX_SUBJECT_TOUCHED,
             subject_region_text,
@@ -142,19 +155,19 @@ def _check_highlights(photo: Photo) -> QualityIssue | None:
             f"bound {MAX_FRAME_CLIPPED:g})"
         )
     elif exposure.ragged > MAX_RAGGED:
-        value, bound, region_text = exposure.ragged, MAX_RAGGED, "in the whole frame"
+        measured_value, threshold, region_text = exposure.ragged, MAX_RAGGED, "in the whole frame"
         measure_name = "share of tiles with parts at their end"
     else:
         return None
     return _build_issue(
-        photo, "exposure", "warning", value, bound,
+        photo, "exposure", "warning", measured_value, threshold,
         f"{photo.name} is overexposed: light parts have become white, and the subject's own "
         "colours are lost. Darken or replace it.",
         measure_name, region_text,
     )  # fmt: skip
 
 
-def _check_noise(photo: Photo) -> QualityIssue | None:
+def _check_noise(photo: MeasuredPhoto) -> QualityIssue | None:
     if photo.noise <= MAX_NOISE:
         return None
     return _build_issue(
@@ -165,48 +178,56 @@ def _check_noise(photo: Photo) -> QualityIssue | None:
     )  # fmt: skip
 
 
-def _check_extent(photo: Photo) -> QualityIssue | None:
+def _check_extent(photo: MeasuredPhoto) -> QualityIssue | None:
     colour_extent, detail_extent = photo.extent
     region_text = "in the whole frame"
     if photo.region.source in ("mask", "proposed mask"):
-        if photo.region.share >= MIN_MASK_SHARE:
+        if photo.region.frame_share >= MIN_MASK_SHARE:
             return None
-        value, bound, measure_name, region_text = (
-            photo.region.share,
+        measured_value, threshold, measure_name, region_text = (
+            photo.region.frame_share,
             MIN_MASK_SHARE,
             "share",
             "of its mask",
         )
     elif colour_extent < MIN_EXTENT_BY_COLOUR:
-        value, bound, measure_name = colour_extent, MIN_EXTENT_BY_COLOUR, "spread of unlike colours"
+        measured_value, threshold, measure_name = (
+            colour_extent,
+            MIN_EXTENT_BY_COLOUR,
+            "spread of unlike colours",
+        )
     elif detail_extent < MIN_EXTENT_BY_DETAIL:
-        value, bound, measure_name = detail_extent, MIN_EXTENT_BY_DETAIL, "spread of steep changes"
+        measured_value, threshold, measure_name = (
+            detail_extent,
+            MIN_EXTENT_BY_DETAIL,
+            "spread of steep changes",
+        )
     elif detail_extent < RATIO_BELOW_EXTENT and detail_extent < MIN_DETAIL_RATIO * colour_extent:
-        value, bound = detail_extent / colour_extent, MIN_DETAIL_RATIO
+        measured_value, threshold = detail_extent / colour_extent, MIN_DETAIL_RATIO
         measure_name = "spread of steep changes, of that of unlike colours"
     else:
         return None
     return _build_issue(
-        photo, "subject size", "warning", value, bound,
+        photo, "subject size", "warning", measured_value, threshold,
         f"{photo.name}: what stands out covers a small part of the frame; the model would learn "
         "the surroundings instead. Crop it closer.",
         measure_name, region_text,
     )  # fmt: skip
 
 
-def _check_bars(photo: Photo) -> QualityIssue | None:
-    bar_share = photo.bars.facing_width_share
-    if bar_share < MIN_BAR:
+def _check_bars(photo: MeasuredPhoto) -> QualityIssue | None:
+    border_bar_share = photo.bars.facing_bar_share
+    if border_bar_share < MIN_BAR:
         return None
     return _build_issue(
-        photo, "bars", "warning", bar_share, MIN_BAR,
+        photo, "bars", "warning", border_bar_share, MIN_BAR,
         f"{photo.name} has bars or a frame at its sides; the model would draw them. Crop them "
         "off.",
         "width of a bar, of the frame", "at facing sides",
     )  # fmt: skip
 
 
-def _check_mask(photo: Photo) -> QualityIssue | None:
+def _report_mask_error(photo: MeasuredPhoto) -> QualityIssue | None:
     if not photo.mask_error:
         return None
     return QualityIssue(

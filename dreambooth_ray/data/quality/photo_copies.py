@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from dreambooth_ray.data.quality.photo_placing import (
     CORE_MARGIN,
     Box,
-    CopySignature,
-    Placement,
+    PhotoMatchFeatures,
+    PhotoPlacement,
     clip_box,
     correlate,
     find_placement,
@@ -26,7 +26,7 @@ _COLOUR_CELLS, _MAX_COLOUR_OFFSET, _COLOUR_SCALE, _COLOUR_TURNS = 12, 20.0, 8.0,
 
 
 @dataclass(frozen=True)
-class Likeness:
+class PhotoLikeness:
     """How much of two photographs is alike where they lie on each other.
 
     share: what agrees, 0 to 1, the least of: busy blocks of the overlap; busy blocks of the
@@ -37,7 +37,7 @@ class Likeness:
     is_mirrored: bool
 
 
-def compare_photographs(one: CopySignature, other: CopySignature) -> Likeness | None:
+def compare_photographs(one: PhotoMatchFeatures, other: PhotoMatchFeatures) -> PhotoLikeness | None:
     """How alike two are where one lies on the other; None if it lies nowhere."""
     found_placement = find_placement(one, other)
     if found_placement is None:
@@ -55,23 +55,29 @@ def compare_photographs(one: CopySignature, other: CopySignature) -> Likeness | 
     size = round(width * scale), round(height * scale)
     placed_patch = placed_image.resize(size, Image.Resampling.BILINEAR, box=placed_box)
     base_patch = base_photo.colours.resize(size, Image.Resampling.BILINEAR, box=overlap_box)
-    block_correlations, is_busy = _correlate_blocks(_to_plane(placed_patch), _to_plane(base_patch))
-    if is_busy.sum() < _MIN_BLOCKS:
+    block_correlations, is_textured_block = _correlate_blocks(
+        _to_grey_plane(placed_patch), _to_grey_plane(base_patch)
+    )
+    if is_textured_block.sum() < _MIN_BLOCKS:
         return None
-    does_agree = block_correlations >= _MIN_BLOCK_CORRELATION
-    agreeing_shares = [
-        float(does_agree[is_busy].mean()),
-        _share_of_colours(placed_patch, base_patch),
+    is_matching_block = block_correlations >= _MIN_BLOCK_CORRELATION
+    matching_shares = [
+        float(is_matching_block[is_textured_block].mean()),
+        _measure_colour_agreement(placed_patch, base_patch),
     ]
-    mask_pixels = _to_plane(subject_mask.resize(placed_image.size).resize(size, box=placed_box))
-    is_subject = is_busy & (_split_blocks(mask_pixels, 0, 0).mean(axis=-1) > 127)
-    if is_subject.sum() >= _MIN_SUBJECT_BLOCKS:
-        agreeing_shares.append(float(does_agree[is_subject].mean()))
-    return Likeness(min(agreeing_shares), placement.is_mirrored)
+    mask_pixels = _to_grey_plane(
+        subject_mask.resize(placed_image.size).resize(size, box=placed_box)
+    )
+    is_subject_block = is_textured_block & (
+        _split_image_blocks(mask_pixels, 0, 0).mean(axis=-1) > 127
+    )
+    if is_subject_block.sum() >= _MIN_SUBJECT_BLOCKS:
+        matching_shares.append(float(is_matching_block[is_subject_block].mean()))
+    return PhotoLikeness(min(matching_shares), placement.is_mirrored)
 
 
 def _find_overlap(
-    size: tuple[int, int], base_size: tuple[int, int], placement: Placement
+    size: tuple[int, int], base_size: tuple[int, int], placement: PhotoPlacement
 ) -> tuple[Box, Box] | None:
     """All of the overlap, not the middle alone: its box in the found image and in the ground."""
     width, height = size
@@ -91,36 +97,39 @@ def _find_overlap(
     return placed_box, overlap_box
 
 
-def _to_plane(image: Image.Image) -> np.ndarray:
+def _to_grey_plane(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L"), np.float32)
 
 
 def _correlate_blocks(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(blocks,) best correlation over moves by 2 px, and whether either block shows anything."""
-    first_blocks = _split_blocks(one, 0, 0)
-    best_correlations = np.full(len(first_blocks), -1.0)
+    first_image_blocks = _split_image_blocks(one, 0, 0)
+    best_correlations = np.full(len(first_image_blocks), -1.0)
     shifts = range(-_SHIFT_PX, _SHIFT_PX + 1)
     for shift_y in shifts:
         for shift_x in shifts:
             best_correlations = np.maximum(
-                best_correlations, correlate(first_blocks, _split_blocks(other, shift_y, shift_x))
+                best_correlations,
+                correlate(first_image_blocks, _split_image_blocks(other, shift_y, shift_x)),
             )
-    deviation = np.maximum(first_blocks.std(axis=-1), _split_blocks(other, 0, 0).std(axis=-1))
-    return best_correlations, deviation >= _MIN_BLOCK_DEVIATION
+    block_deviations = np.maximum(
+        first_image_blocks.std(axis=-1), _split_image_blocks(other, 0, 0).std(axis=-1)
+    )
+    return best_correlations, block_deviations >= _MIN_BLOCK_DEVIATION
 
 
-def _split_blocks(plane: np.ndarray, shift_y: int, shift_x: int) -> np.ndarray:
+def _split_image_blocks(plane: np.ndarray, shift_y: int, shift_x: int) -> np.ndarray:
     """(blocks, 24 * 24) of a plane moved by so many pixels, without its rim."""
     margin_px, (height, width) = _SHIFT_PX, plane.shape
     shifted_plane = plane[
         margin_px + shift_y : height - margin_px + shift_y,
         margin_px + shift_x : width - margin_px + shift_x,
     ]
-    windows = np.lib.stride_tricks.sliding_window_view(shifted_plane, (_BLOCK_PX, _BLOCK_PX))
-    return windows[::_STRIDE_PX, ::_STRIDE_PX].reshape(-1, _BLOCK_PX * _BLOCK_PX)
+    pixel_windows = np.lib.stride_tricks.sliding_window_view(shifted_plane, (_BLOCK_PX, _BLOCK_PX))
+    return pixel_windows[::_STRIDE_PX, ::_STRIDE_PX].reshape(-1, _BLOCK_PX * _BLOCK_PX)
 
 
-def _share_of_colours(one: Image.Image, other: Image.Image) -> float:
+def _measure_colour_agreement(one: Image.Image, other: Image.Image) -> float:
     """Cells whose colour follows from the other's by the affine change that most share.
 
     A filter changes all colours alike; another ground changes some. The change is fitted by
@@ -133,11 +142,11 @@ def _share_of_colours(one: Image.Image, other: Image.Image) -> float:
     )
     affine_inputs = np.hstack([source_colours, np.ones((len(source_colours), 1))])
     fit_weights = np.ones((len(source_colours), 1))
-    residuals = np.zeros(len(source_colours))
+    colour_residuals = np.zeros(len(source_colours))
     for _ in range(_COLOUR_TURNS):
         affine_map = np.linalg.lstsq(
             affine_inputs * fit_weights, target_colours * fit_weights, rcond=None
         )[0]
-        residuals = np.abs(target_colours - affine_inputs @ affine_map).max(axis=1)
-        fit_weights = 1 / np.maximum(1, residuals[:, None] / _COLOUR_SCALE)
-    return float((residuals < _MAX_COLOUR_OFFSET).mean())
+        colour_residuals = np.abs(target_colours - affine_inputs @ affine_map).max(axis=1)
+        fit_weights = 1 / np.maximum(1, colour_residuals[:, None] / _COLOUR_SCALE)
+    return float((colour_residuals < _MAX_COLOUR_OFFSET).mean())

@@ -24,7 +24,7 @@ _COARSE, _FINE = (48, (1.0, 0.5)), ((96, (0.6, 0.3)), (144, (0.3, 0.15)))
 
 
 @dataclass(frozen=True)
-class Placement:
+class PhotoPlacement:
     """A box in one photograph where the middle of another was found.
 
     box: left, top, width, height, in pixels of the kept copy
@@ -35,7 +35,7 @@ class Placement:
     is_mirrored: bool
 
 
-class CopySignature:
+class PhotoMatchFeatures:
     """What a photograph is compared by: a small copy, a grey grid, and spectra.
 
     image: inside its bars; region: the subject in it, of any size
@@ -53,7 +53,7 @@ class CopySignature:
         self.grid_step = max(size) / _GRID_PX
 
     @property
-    def core_box(self) -> Box:
+    def centre_box(self) -> Box:
         """Left, top, right, bottom of the middle that is looked for elsewhere."""
         width, height = self.grey.size
         start_fraction, end_fraction = CORE_MARGIN, 1 - CORE_MARGIN
@@ -67,9 +67,11 @@ class CopySignature:
     @cached_property
     def grey_grid(self) -> np.ndarray:
         """(h, w): the grid, its mean taken off."""
-        grid = np.asarray(self.grey.resize(self.grid_px_size, Image.Resampling.BOX), np.float64)
-        plane: np.ndarray = grid - grid.mean()
-        return plane
+        grey_cells = np.asarray(
+            self.grey.resize(self.grid_px_size, Image.Resampling.BOX), np.float64
+        )
+        centred_grid: np.ndarray = grey_cells - grey_cells.mean()
+        return centred_grid
 
     @cached_property
     def spectrum(self) -> np.ndarray:
@@ -77,46 +79,52 @@ class CopySignature:
         return np.fft.rfft2(self.grey_grid, (_GRID_PX, _GRID_PX)).astype(np.complex64)
 
     @cached_property
-    def summed_areas(self) -> tuple[np.ndarray, np.ndarray]:
+    def integral_images(self) -> tuple[np.ndarray, np.ndarray]:
         """Summed areas of the plane and of its squares."""
-        return _sum_areas(self.grey_grid), _sum_areas(self.grey_grid**2)
+        return _compute_integral_image(self.grey_grid), _compute_integral_image(self.grey_grid**2)
 
     @cached_property
     def templates(self) -> tuple[list[tuple[int, int, bool]], np.ndarray]:
         """The middle in each size, upright and mirrored: (height, width, mirrored), spectra."""
-        core_image = self.grey.resize((_GRID_PX, _GRID_PX), Image.Resampling.BOX, box=self.core_box)
-        template_shapes, spectra = [], []
-        for size in _SIZES:
-            width, height = (max(4, round(0.6 * s * size)) for s in self.grid_px_size)
-            template = np.asarray(
-                core_image.resize((width, height), Image.Resampling.BOX), np.float64
+        centre_image = self.grey.resize(
+            (_GRID_PX, _GRID_PX), Image.Resampling.BOX, box=self.centre_box
+        )
+        template_shapes, template_spectra = [], []
+        for size_factor in _SIZES:
+            width, height = (max(4, round(0.6 * s * size_factor)) for s in self.grid_px_size)
+            image_template = np.asarray(
+                centre_image.resize((width, height), Image.Resampling.BOX), np.float64
             )
-            template = template - template.mean()
-            template /= np.sqrt((template**2).sum()) + 1e-3
+            image_template = image_template - image_template.mean()
+            image_template /= np.sqrt((image_template**2).sum()) + 1e-3
             for is_mirrored in (False, True):
-                oriented_template = template[:, ::-1] if is_mirrored else template
+                oriented_template = image_template[:, ::-1] if is_mirrored else image_template
                 template_shapes.append((height, width, is_mirrored))
-                spectra.append(np.conj(np.fft.rfft2(oriented_template, (_GRID_PX, _GRID_PX))))
-        return template_shapes, np.stack(spectra).astype(np.complex64)
+                template_spectra.append(
+                    np.conj(np.fft.rfft2(oriented_template, (_GRID_PX, _GRID_PX)))
+                )
+        return template_shapes, np.stack(template_spectra).astype(np.complex64)
 
 
 def find_placement(
-    one: CopySignature, other: CopySignature
-) -> tuple[CopySignature, CopySignature, Placement] | None:
+    one: PhotoMatchFeatures, other: PhotoMatchFeatures
+) -> tuple[PhotoMatchFeatures, PhotoMatchFeatures, PhotoPlacement] | None:
     """Which of two lies where on which: (placed_photo, base_photo, placement); None if nowhere."""
     placements = [(one, other, p) for p in _find_placements(one, other)]
     placements += [(other, one, p) for p in _find_placements(other, one)]
     placements = sorted(placements, key=lambda row: -row[2].correlation)[:_NUM_PLACES]
     if not placements or placements[0][2].correlation < _MIN_CORRELATION:
         return None
-    refined = [
+    refined_placements = [
         (a, b, _refine_placement(a, b, placement, *_COARSE)) for a, b, placement in placements
     ]
-    placed_photo, base_photo, placement = max(refined, key=lambda row: row[2].correlation)
-    for side_px, steps in _FINE:
+    placed_photo, base_photo, placement = max(
+        refined_placements, key=lambda row: row[2].correlation
+    )
+    for side_px, step_sizes in _FINE:
         if placement.correlation < _MIN_REFINED:
             return None
-        placement = _refine_placement(placed_photo, base_photo, placement, side_px, steps)
+        placement = _refine_placement(placed_photo, base_photo, placement, side_px, step_sizes)
     return None if placement.correlation < _MIN_FINAL else (placed_photo, base_photo, placement)
 
 
@@ -131,75 +139,83 @@ def correlate(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Normalised correlation along the last axis."""
     centred_one = one - one.mean(axis=-1, keepdims=True)
     centred_other = other - other.mean(axis=-1, keepdims=True)
-    energy = (centred_one**2).sum(axis=-1) * (centred_other**2).sum(axis=-1)
-    correlation: np.ndarray = (centred_one * centred_other).sum(axis=-1) / np.sqrt(energy + 1e-3)
+    squared_norm_product = (centred_one**2).sum(axis=-1) * (centred_other**2).sum(axis=-1)
+    correlation: np.ndarray = (centred_one * centred_other).sum(axis=-1) / np.sqrt(
+        squared_norm_product + 1e-3
+    )
     return correlation
 
 
-def _sum_areas(plane: np.ndarray) -> np.ndarray:
+def _compute_integral_image(plane: np.ndarray) -> np.ndarray:
     return np.pad(plane.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
 
 
-def _find_placements(placed_photo: CopySignature, base_photo: CopySignature) -> list[Placement]:
+def _find_placements(
+    placed_photo: PhotoMatchFeatures, base_photo: PhotoMatchFeatures
+) -> list[PhotoPlacement]:
     """The best place in `base_photo` for the middle of `placed_photo`, by size and orientation."""
-    template_shapes, spectra = placed_photo.templates
-    correlations = np.fft.irfft2(spectra * base_photo.spectrum, (_GRID_PX, _GRID_PX))
-    rows, columns = base_photo.grey_grid.shape
+    template_shapes, template_spectra = placed_photo.templates
+    correlations = np.fft.irfft2(template_spectra * base_photo.spectrum, (_GRID_PX, _GRID_PX))
+    num_rows, num_columns = base_photo.grey_grid.shape
     placements = []
     for (height, width, is_mirrored), correlation in zip(
         template_shapes, correlations, strict=True
     ):
-        if height > rows or width > columns:
+        if height > num_rows or width > num_columns:
             continue
         value_sums, square_sums = (
             s[height:, width:] - s[:-height, width:] - s[height:, :-width] + s[:-height, :-width]
-            for s in base_photo.summed_areas
+            for s in base_photo.integral_images
         )
         num_pixels = height * width
-        energy = np.sqrt(np.maximum(square_sums - value_sums**2 / num_pixels, 4.0 * num_pixels))
-        normalized_correlation = correlation[: rows - height + 1, : columns - width + 1] / energy
+        window_norms = np.sqrt(
+            np.maximum(square_sums - value_sums**2 / num_pixels, 4.0 * num_pixels)
+        )
+        normalized_correlation = (
+            correlation[: num_rows - height + 1, : num_columns - width + 1] / window_norms
+        )
         top, left = divmod(int(normalized_correlation.argmax()), normalized_correlation.shape[1])
         grid_step = base_photo.grid_step
         box = (left * grid_step, top * grid_step, width * grid_step, height * grid_step)
-        placements.append(Placement(float(normalized_correlation.max()), box, is_mirrored))
+        placements.append(PhotoPlacement(float(normalized_correlation.max()), box, is_mirrored))
     return placements
 
 
 def _refine_placement(
-    placed_photo: CopySignature,
-    base_photo: CopySignature,
-    placement: Placement,
+    placed_photo: PhotoMatchFeatures,
+    base_photo: PhotoMatchFeatures,
+    placement: PhotoPlacement,
     side_px: int,
-    steps: tuple[float, ...],
-) -> Placement:
+    step_sizes: tuple[float, ...],
+) -> PhotoPlacement:
     """The place moved and scaled by steps for as long as the two agree better."""
-    left, top, right, bottom = placed_photo.core_box
+    left, top, right, bottom = placed_photo.centre_box
     scale = side_px / min(right - left, bottom - top)
     size = max(8, round((right - left) * scale)), max(8, round((bottom - top) * scale))
-    core_image = placed_photo.grey.resize(
-        size, Image.Resampling.BILINEAR, box=placed_photo.core_box
+    centre_image = placed_photo.grey.resize(
+        size, Image.Resampling.BILINEAR, box=placed_photo.centre_box
     )
-    core_pixels = np.asarray(
-        ImageOps.mirror(core_image) if placement.is_mirrored else core_image, np.float32
+    centre_pixels = np.asarray(
+        ImageOps.mirror(centre_image) if placement.is_mirrored else centre_image, np.float32
     )
 
-    def score_box(box: Box) -> float:
+    def correlate_at_box(box: Box) -> float:
         clipped_box = clip_box(box, base_photo.grey.size)
         if clipped_box is None:
             return -1.0
-        patch = base_photo.grey.resize(size, Image.Resampling.BILINEAR, box=clipped_box)
-        return float(correlate(core_pixels.ravel(), np.asarray(patch, np.float32).ravel()))
+        base_patch = base_photo.grey.resize(size, Image.Resampling.BILINEAR, box=clipped_box)
+        return float(correlate(centre_pixels.ravel(), np.asarray(base_patch, np.float32).ravel()))
 
-    box, best_score = placement.box, score_box(placement.box)
-    for step_px in (s * min(base_photo.grey.size) / 48 for s in steps):
+    box, best_correlation = placement.box, correlate_at_box(placement.box)
+    for step_px in (s * min(base_photo.grey.size) / 48 for s in step_sizes):
         for _ in range(6):
             moved_boxes = _move_box(box, step_px)
-            scores = [score_box(b) for b in moved_boxes]
-            index = int(np.argmax(scores))
-            if scores[index] <= best_score:
+            box_correlations = [correlate_at_box(b) for b in moved_boxes]
+            index = int(np.argmax(box_correlations))
+            if box_correlations[index] <= best_correlation:
                 break
-            best_score, box = scores[index], moved_boxes[index]
-    return Placement(best_score, box, placement.is_mirrored)
+            best_correlation, box = box_correlations[index], moved_boxes[index]
+    return PhotoPlacement(best_correlation, box, placement.is_mirrored)
 
 
 def _move_box(box: Box, step: float) -> list[Box]:

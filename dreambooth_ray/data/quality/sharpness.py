@@ -37,43 +37,45 @@ def measure_sharpness(grey: np.ndarray, around: np.ndarray) -> Sharpness:
     """
     grey_range = float(np.subtract(*np.percentile(grey, [99, 1])))
     min_edge_range = float(np.clip(0.2 * grey_range, _MIN_RANGE, _MAX_RANGE))
-    steepness = {
+    steepness_by_direction = {
         name: _edge_steepness(grey, step, min_edge_range) for name, step in _DIRECTIONS.items()
     }
-    subject_steepness = _find_edge_percentiles(steepness, around, 75) or _find_edge_percentiles(
-        steepness, np.ones_like(around), 75
-    )
-    frame_steepness = _find_edge_percentiles(steepness, np.ones_like(around), 90)
-    direction_ratios = [
-        min(frame_steepness[one], frame_steepness[other])
-        / max(frame_steepness[one], frame_steepness[other])
+    subject_steepness = _find_edge_percentiles(
+        steepness_by_direction, around, 75
+    ) or _find_edge_percentiles(steepness_by_direction, np.ones_like(around), 75)
+    whole_image_steepness = _find_edge_percentiles(steepness_by_direction, np.ones_like(around), 90)
+    steepness_ratios = [
+        min(whole_image_steepness[one], whole_image_steepness[other])
+        / max(whole_image_steepness[one], whole_image_steepness[other])
         for one, other in (("across", "down"), ("falling", "rising"))
-        if one in frame_steepness and other in frame_steepness
+        if one in whole_image_steepness and other in whole_image_steepness
     ]
     return Sharpness(
-        min(subject_steepness.values(), default=0.0), min(direction_ratios, default=1.0)
+        min(subject_steepness.values(), default=0.0), min(steepness_ratios, default=1.0)
     )
 
 
 def _edge_steepness(grey: np.ndarray, step: tuple[int, int], min_edge_range: float) -> np.ndarray:
     """(H, W): steepness of the edges that a direction crosses; 0 where there is none."""
     height, width = grey.shape
-    padded = np.pad(grey, _REACH_PX, mode="edge")
+    padded_grey = np.pad(grey, _REACH_PX, mode="edge")
     row_offsets = [_REACH_PX + k * step[0] for k in range(-_REACH_PX, _REACH_PX + 1)]
     column_offsets = [_REACH_PX + k * step[1] for k in range(-_REACH_PX, _REACH_PX + 1)]
     shifted_planes = [
-        padded[t : t + height, x : x + width]
+        padded_grey[t : t + height, x : x + width]
         for t, x in zip(row_offsets, column_offsets, strict=True)
     ]
-    line_range = reduce(np.maximum, shifted_planes) - reduce(np.minimum, shifted_planes)
-    changes = [
+    local_grey_range = reduce(np.maximum, shifted_planes) - reduce(np.minimum, shifted_planes)
+    grey_differences = [
         np.abs(after - before)
         for before, after in zip(shifted_planes, shifted_planes[2:], strict=False)
     ]
-    centre_change = changes[_REACH_PX - 1]
-    is_edge = (line_range >= min_edge_range) & (centre_change >= reduce(np.maximum, changes))
+    centre_difference = grey_differences[_REACH_PX - 1]
+    is_edge = (local_grey_range >= min_edge_range) & (
+        centre_difference >= reduce(np.maximum, grey_differences)
+    )
     steepness: np.ndarray = np.where(
-        is_edge, centre_change / (2 * np.hypot(*step) * np.maximum(line_range, 1)), 0
+        is_edge, centre_difference / (2 * np.hypot(*step) * np.maximum(local_grey_range, 1)), 0
     )
     return steepness
 
@@ -82,10 +84,10 @@ def _find_edge_percentiles(
     steepness: dict[str, np.ndarray], within: np.ndarray, percent: float
 ) -> dict[str, float]:
     """A percentile of the edges within a region, by direction; of those with edges enough."""
-    min_edges = max(_MIN_EDGES, _MIN_EDGE_SHARE * int(within.sum()))
+    min_edge_pixels = max(_MIN_EDGES, _MIN_EDGE_SHARE * int(within.sum()))
     edge_values = {name: plane[within & (plane > 0)] for name, plane in steepness.items()}
     return {
-        name: float(np.percentile(values, percent))
-        for name, values in edge_values.items()
-        if len(values) > min_edges
+        name: float(np.percentile(direction_steepness, percent))
+        for name, direction_steepness in edge_values.items()
+        if len(direction_steepness) > min_edge_pixels
     }

@@ -31,7 +31,7 @@ class SubjectRegion:
     source: RegionSource
 
     @property
-    def share(self) -> float:
+    def frame_share(self) -> float:
         """Of the frame, 0 to 1."""
         return float(self.inside.mean())
 
@@ -39,10 +39,10 @@ class SubjectRegion:
         """For people: "in what stands out, 12 % of the frame"."""
         if self.source == "frame":
             return "in the whole frame"
-        return f"in {self.source_phrase}, {100 * self.share:.0f} % of the frame"
+        return f"in {self.region_source_text}, {100 * self.frame_share:.0f} % of the frame"
 
     @property
-    def source_phrase(self) -> str:
+    def region_source_text(self) -> str:
         """What it is, of a photograph."""
         return "its mask" if self.source == "mask" else self.source
 
@@ -67,8 +67,8 @@ def find_subject_region(
     saliency_threshold = max(otsu_threshold(saliency.ravel()), 0.1)
     salient_mask = _fill_holes(saliency > saliency_threshold)
     if not _MIN_SHARE <= salient_mask.mean() < 1:
-        whole_frame = np.ones((size[1], size[0]), dtype=bool)
-        return SubjectRegion(whole_frame, whole_frame, "frame")
+        full_mask = np.ones((size[1], size[0]), dtype=bool)
+        return SubjectRegion(full_mask, full_mask, "frame")
     return SubjectRegion(
         _resize_mask(salient_mask, size),
         _resize_mask(_dilate(salient_mask), size),
@@ -77,12 +77,12 @@ def find_subject_region(
 
 
 def _dilate(mask: np.ndarray) -> np.ndarray:
-    dilated = mask.copy()
+    dilated_mask = mask.copy()
     for dy, dx in NEIGHBOURS:
         height, width = mask.shape
         target_slices = (shift_slice(dy, height), shift_slice(dx, width))
-        dilated[target_slices] |= mask[shift_slice(-dy, height), shift_slice(-dx, width)]
-    return dilated
+        dilated_mask[target_slices] |= mask[shift_slice(-dy, height), shift_slice(-dx, width)]
+    return dilated_mask
 
 
 def _fill_holes(mask: np.ndarray) -> np.ndarray:
@@ -91,10 +91,10 @@ def _fill_holes(mask: np.ndarray) -> np.ndarray:
     outside[[0, -1]], outside[:, [0, -1]] = True, True
     outside &= ~mask
     while True:
-        dilated = _dilate(outside) & ~mask
-        if (dilated == outside).all():
+        dilated_outside = _dilate(outside) & ~mask
+        if (dilated_outside == outside).all():
             return ~outside
-        outside = dilated
+        outside = dilated_outside
 
 
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

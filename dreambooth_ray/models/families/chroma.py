@@ -6,7 +6,7 @@ from dreambooth_ray.models.families.chroma_checks import check_networks
 from dreambooth_ray.models.families.flux1 import LORA_TARGETS
 from dreambooth_ray.models.families.flux1_checks import MAX_TOKENS, PATCH
 from dreambooth_ray.models.families.flux1_names import find_kohya_layer
-from dreambooth_ray.models.family import Part, t5_encoder
+from dreambooth_ray.models.family import Part, make_t5_encoder_part
 from dreambooth_ray.models.flow_family import make_flow_family, read_latent_factor, read_vae_side
 from dreambooth_ray.models.kohya_names import KohyaNames
 from dreambooth_ray.models.pipeline_checks import check_parts
@@ -22,7 +22,7 @@ FAMILY = make_flow_family(
     title="Chroma",
     pipeline_classes=("ChromaPipeline",),
     denoiser=Part("transformer", "diffusers", "ChromaTransformer2DModel"),
-    text_encoders=(t5_encoder(""),),
+    text_encoders=(make_t5_encoder_part(""),),
     functions="dreambooth_ray.models.families.chroma_functions:ChromaFunctions",
     check=_check,
     size_multiple=lambda directory: read_latent_factor(directory) * PATCH,

@@ -6,8 +6,8 @@ from dreambooth_ray.models.families.flux1_checks import (
     FLUX1_DEFAULTS,
     check_transformer_form,
     check_transformer_inputs,
-    expect_one_stream,
-    expect_two_streams,
+    list_one_stream_shapes,
+    list_two_stream_shapes,
 )
 from dreambooth_ray.models.layer_shapes import expect_affine
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
@@ -27,20 +27,24 @@ def check_networks(directory: Path) -> None:
 
     raises: ConfigError naming the file
     """
-    folder = directory / "transformer"
-    config_counts = read_counts(folder / "config.json", **_DEFAULTS)
+    transformer_folder = directory / "transformer"
+    config_counts = read_counts(transformer_folder / "config.json", **_DEFAULTS)
     check_transformer_form(
-        folder / "config.json", config_counts, "Chroma", "Chroma1-HD or Chroma1-Base"
+        transformer_folder / "config.json", config_counts, "Chroma", "Chroma1-HD or Chroma1-Base"
     )
-    check_shapes(folder, list_transformer_shapes(config_counts))
-    text_input = ("joint_attention_dim", "text of width", check_t5(directory / "text_encoder"))
-    check_transformer_inputs(directory, config_counts, [(*text_input, "text_encoder")])
+    check_shapes(transformer_folder, list_transformer_shapes(config_counts))
+    text_width_check = (
+        "joint_attention_dim",
+        "text of width",
+        check_t5(directory / "text_encoder"),
+    )
+    check_transformer_inputs(directory, config_counts, [(*text_width_check, "text_encoder")])
 
 
 def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     head_width = counts["attention_head_dim"]
-    width = counts["num_attention_heads"] * head_width
+    model_width = counts["num_attention_heads"] * head_width
     hidden_width = counts["approximator_hidden_dim"]
     layer_shapes = {
         **expect_affine("linear_1", hidden_width, hidden_width),
@@ -53,16 +57,18 @@ def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
         ),
         **repeat_shapes(f"{_APPROXIMATOR}.layers", num_layers, layer_shapes),
         **repeat_shapes(f"{_APPROXIMATOR}.norms", num_layers, {"weight": [hidden_width]}),
-        **expect_affine(f"{_APPROXIMATOR}.out_proj", width, hidden_width),
-        **expect_affine("context_embedder", width, counts["joint_attention_dim"]),
-        **expect_affine("x_embedder", width, counts["in_channels"]),
+        **expect_affine(f"{_APPROXIMATOR}.out_proj", model_width, hidden_width),
+        **expect_affine("context_embedder", model_width, counts["joint_attention_dim"]),
+        **expect_affine("x_embedder", model_width, counts["in_channels"]),
         **repeat_shapes(
-            "transformer_blocks", counts["num_layers"], expect_two_streams(width, head_width)
+            "transformer_blocks",
+            counts["num_layers"],
+            list_two_stream_shapes(model_width, head_width),
         ),
         **repeat_shapes(
             "single_transformer_blocks",
             counts["num_single_layers"],
-            expect_one_stream(width, head_width),
+            list_one_stream_shapes(model_width, head_width),
         ),
-        **expect_affine("proj_out", counts["in_channels"], width),
+        **expect_affine("proj_out", counts["in_channels"], model_width),
     }

@@ -20,9 +20,9 @@ from dreambooth_ray.models.families.flux1_functions import make_image_positions
 from dreambooth_ray.models.flow_functions import FlowFunctions
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
+from dreambooth_ray.models.padded_prompts import PaddedPromptMixin
 from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
-from dreambooth_ray.models.t5_text import tokenize_t5
-from dreambooth_ray.models.text_rows import PaddedPromptMixin
+from dreambooth_ray.models.t5_tokens import tokenize_t5
 
 _ENCODER = "text_encoder"
 # Of an example: a caption of some length.
@@ -39,20 +39,22 @@ class MaskedTransformer(NetworkFunction):
 
         hidden: (B, L, D); is_token: (B, L) bool, None where all are
         """
-        patches = F.pixel_unshuffle(x, PATCH)
-        rows, columns = patches.shape[-2:]
-        mask = None if is_token is None else F.pad(is_token, (0, rows * columns), value=True)
-        with checkpointed_with_mask(self.network, mask):
+        latent_patches = F.pixel_unshuffle(x, PATCH)
+        num_rows, num_columns = latent_patches.shape[-2:]
+        attention_mask = (
+            None if is_token is None else F.pad(is_token, (0, num_rows * num_columns), value=True)
+        )
+        with checkpointed_with_mask(self.network, attention_mask):
             velocity: Tensor = self.network(
-                hidden_states=patches.flatten(2).transpose(1, 2),
+                hidden_states=latent_patches.flatten(2).transpose(1, 2),
                 encoder_hidden_states=hidden,
                 timestep=time,
-                img_ids=make_image_positions(rows, columns, x.device),
+                img_ids=make_image_positions(num_rows, num_columns, x.device),
                 txt_ids=torch.zeros((hidden.shape[1], 3), dtype=torch.int64, device=x.device),
-                attention_mask=mask,
+                attention_mask=attention_mask,
                 return_dict=False,
             )[0]
-        return F.pixel_shuffle(velocity.transpose(1, 2).reshape(patches.shape), PATCH)
+        return F.pixel_shuffle(velocity.transpose(1, 2).reshape(latent_patches.shape), PATCH)
 
 
 class ChromaFunctions(PaddedPromptMixin, FlowFunctions, PromptLimitFunctions):
@@ -77,11 +79,14 @@ class ChromaFunctions(PaddedPromptMixin, FlowFunctions, PromptLimitFunctions):
         So its authors have it. What stands behind is masked for both, and left out here.
         """
         tokenizer, device = parts.tokenizer, parts.text_encoder.device
-        ids = tokenize_t5(tokenizer, prompt, MAX_TOKENS)
-        is_token = ids != tokenizer.pad_token_id
-        length = min(int(is_token.sum()) + 1, MAX_TOKENS)
-        ids, mask = ids[:, :length].to(device), is_token[:, :length].long().to(device)
-        return Conditioning({"hidden": encoders[_ENCODER](ids, mask).last_hidden_state})
+        token_ids = tokenize_t5(tokenizer, prompt, MAX_TOKENS)
+        is_prompt_token = token_ids != tokenizer.pad_token_id
+        num_tokens = min(int(is_prompt_token.sum()) + 1, MAX_TOKENS)
+        token_ids, mask = (
+            token_ids[:, :num_tokens].to(device),
+            is_prompt_token[:, :num_tokens].long().to(device),
+        )
+        return Conditioning({"hidden": encoders[_ENCODER](token_ids, mask).last_hidden_state})
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
         """As `PromptLimitFunctions.check_prompt`."""
@@ -93,5 +98,5 @@ class ChromaFunctions(PaddedPromptMixin, FlowFunctions, PromptLimitFunctions):
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of a caption of 64 tokens."""
-        shape = batch, _EXAMPLE_TOKENS, int(parts.denoiser.config.joint_attention_dim)
-        return Conditioning({"hidden": torch.empty(shape)})
+        hidden_shape = batch, _EXAMPLE_TOKENS, int(parts.denoiser.config.joint_attention_dim)
+        return Conditioning({"hidden": torch.empty(hidden_shape)})

@@ -11,7 +11,13 @@ from dreambooth_ray.models.families.flux1_checks import (
     check_networks,
 )
 from dreambooth_ray.models.families.flux1_names import find_kohya_layer, list_adapter_layer_names
-from dreambooth_ray.models.family import CLIP_TARGETS, ModelFamily, Part, clip_encoder, t5_encoder
+from dreambooth_ray.models.family import (
+    CLIP_TARGETS,
+    ModelFamily,
+    Part,
+    make_clip_encoder_part,
+    make_t5_encoder_part,
+)
 from dreambooth_ray.models.flow_family import make_flow_family, read_latent_factor, read_vae_side
 from dreambooth_ray.models.kohya_names import KohyaNames
 from dreambooth_ray.models.part_configs import read_json
@@ -25,9 +31,9 @@ LORA_TARGETS = (
 )  # fmt: skip
 
 
-def _choose_variant(directory: Path) -> ModelFamily:
-    config = read_json(directory / "transformer" / "config.json")
-    return FAMILY if config.get(EMBEDS_GUIDANCE) else SCHNELL
+def _choose_dev_or_schnell(directory: Path) -> ModelFamily:
+    transformer_config = read_json(directory / "transformer" / "config.json")
+    return FAMILY if transformer_config.get(EMBEDS_GUIDANCE) else SCHNELL
 
 
 def _check(directory: Path) -> None:
@@ -40,7 +46,7 @@ FAMILY = make_flow_family(
     title="FLUX.1 dev",
     pipeline_classes=("FluxPipeline",),
     denoiser=Part("transformer", "diffusers", "FluxTransformer2DModel"),
-    text_encoders=(clip_encoder(), t5_encoder("_2")),
+    text_encoders=(make_clip_encoder_part(), make_t5_encoder_part("_2")),
     functions="dreambooth_ray.models.families.flux1_functions:Flux1Functions",
     check=_check,
     size_multiple=lambda directory: read_latent_factor(directory) * PATCH,
@@ -55,7 +61,7 @@ FAMILY = make_flow_family(
     features=frozenset(("learned", "image_to_image", "inpainting")),
     embeds_guidance=True,
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 3.5},
-    choose_variant=_choose_variant,
+    choose_variant=_choose_dev_or_schnell,
 )
 SCHNELL = replace(
     FAMILY,

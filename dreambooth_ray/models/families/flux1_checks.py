@@ -35,11 +35,17 @@ def check_networks(directory: Path) -> None:
 
     raises: ConfigError naming the file
     """
-    folder = directory / "transformer"
-    path = folder / "config.json"
-    config_counts, config = read_counts(path, **FLUX1_DEFAULTS), read_json(path)
-    check_transformer_form(path, config_counts, "FLUX.1", "FLUX.1-dev or FLUX.1-schnell")
-    check_shapes(folder, list_transformer_shapes(config_counts, bool(config.get(EMBEDS_GUIDANCE))))
+    transformer_folder = directory / "transformer"
+    config_path = transformer_folder / "config.json"
+    config_counts, transformer_config = (
+        read_counts(config_path, **FLUX1_DEFAULTS),
+        read_json(config_path),
+    )
+    check_transformer_form(config_path, config_counts, "FLUX.1", "FLUX.1-dev or FLUX.1-schnell")
+    check_shapes(
+        transformer_folder,
+        list_transformer_shapes(config_counts, bool(transformer_config.get(EMBEDS_GUIDANCE))),
+    )
     _check_other_parts(directory, config_counts)
 
 
@@ -48,15 +54,15 @@ def check_transformer_form(path: Path, counts: dict[str, int], title: str, model
 
     raises: ConfigError for positions of other widths, and for one that is shown images
     """
-    config = read_json(path)
-    rope_axes = read_count_list(path, config, "axes_dims_rope", _AXES_DIMS)
+    transformer_config = read_json(path)
+    rope_axes = read_count_list(path, transformer_config, "axes_dims_rope", _AXES_DIMS)
     if sum(rope_axes) != counts["attention_head_dim"]:
         raise ConfigError(
             f"{path}: axes_dims_rope={rope_axes} must add up to "
             f"attention_head_dim={counts['attention_head_dim']}"
         )
-    output_channels = config.get("out_channels") or counts["in_channels"]
-    if output_channels != counts["in_channels"] or config.get("patch_size", 1) != 1:
+    output_channels = transformer_config.get("out_channels") or counts["in_channels"]
+    if output_channels != counts["in_channels"] or transformer_config.get("patch_size", 1) != 1:
         raise ConfigError(
             f"{path} is of a {title} that is shown images (in_channels={counts['in_channels']}, "
             f"out_channels={output_channels}); take {models}"
@@ -67,7 +73,7 @@ def _check_other_parts(directory: Path, counts: dict[str, int]) -> None:
     """Whether the other parts are whole, and give what the transformer takes."""
     clip_config = read_part_config(directory, "text_encoder")
     _check_part(directory, "text_encoder", clip_config)
-    text_inputs = [
+    text_width_checks = [
         (
             "joint_attention_dim",
             "text of width",
@@ -81,13 +87,13 @@ def _check_other_parts(directory: Path, counts: dict[str, int]) -> None:
             "text_encoder",
         ),
     ]
-    check_transformer_inputs(directory, counts, text_inputs)
+    check_transformer_inputs(directory, counts, text_width_checks)
 
 
 def _check_part(directory: Path, part: str, config: dict[str, Any]) -> None:
-    shapes = find_weights(directory / part, part).read_shapes()
-    if problem := find_mismatch(part, config, shapes):
-        raise ConfigError(f"{directory / part}: {problem}; the files are of different models")
+    stored_shapes = find_weights(directory / part, part).read_shapes()
+    if shape_problem := find_mismatch(part, config, stored_shapes):
+        raise ConfigError(f"{directory / part}: {shape_problem}; the files are of different models")
 
 
 def check_transformer_inputs(
@@ -115,38 +121,38 @@ def check_transformer_inputs(
 def list_transformer_shapes(counts: dict[str, int], embeds_guidance: bool) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     head_width = counts["attention_head_dim"]
-    width = counts["num_attention_heads"] * head_width
+    model_width = counts["num_attention_heads"] * head_width
     pooled_width = counts["pooled_projection_dim"]
     embedder_widths = {"timestep_embedder": _TIME_WIDTH, "text_embedder": pooled_width}
     if embeds_guidance:
         embedder_widths["guidance_embedder"] = _TIME_WIDTH
     double_block_shapes = {
-        **_expect_linear("norm1.linear", width, 6 * width),
-        **_expect_linear("norm1_context.linear", width, 6 * width),
-        **expect_two_streams(width, head_width),
+        **_expect_linear("norm1.linear", model_width, 6 * model_width),
+        **_expect_linear("norm1_context.linear", model_width, 6 * model_width),
+        **list_two_stream_shapes(model_width, head_width),
     }
     single_block_shapes = {
-        **_expect_linear("norm.linear", width, 3 * width),
-        **expect_one_stream(width, head_width),
+        **_expect_linear("norm.linear", model_width, 3 * model_width),
+        **list_one_stream_shapes(model_width, head_width),
     }
     shapes: Shapes = {}
     for name, input_width in embedder_widths.items():
-        shapes |= _expect_linear(f"time_text_embed.{name}.linear_1", input_width, width)
-        shapes |= _expect_linear(f"time_text_embed.{name}.linear_2", width, width)
+        shapes |= _expect_linear(f"time_text_embed.{name}.linear_1", input_width, model_width)
+        shapes |= _expect_linear(f"time_text_embed.{name}.linear_2", model_width, model_width)
     return {
         **shapes,
-        **_expect_linear("context_embedder", counts["joint_attention_dim"], width),
-        **_expect_linear("x_embedder", counts["in_channels"], width),
+        **_expect_linear("context_embedder", counts["joint_attention_dim"], model_width),
+        **_expect_linear("x_embedder", counts["in_channels"], model_width),
         **repeat_shapes("transformer_blocks", counts["num_layers"], double_block_shapes),
         **repeat_shapes(
             "single_transformer_blocks", counts["num_single_layers"], single_block_shapes
         ),
-        **_expect_linear("norm_out.linear", width, 2 * width),
-        **_expect_linear("proj_out", width, counts["in_channels"]),
+        **_expect_linear("norm_out.linear", model_width, 2 * model_width),
+        **_expect_linear("proj_out", model_width, counts["in_channels"]),
     }
 
 
-def expect_two_streams(width: int, head: int) -> Shapes:
+def list_two_stream_shapes(width: int, head: int) -> Shapes:
     """Of a block with a stream for text, less what the time is told by."""
     shapes: Shapes = {}
     for name in (
@@ -161,7 +167,7 @@ def expect_two_streams(width: int, head: int) -> Shapes:
     return shapes
 
 
-def expect_one_stream(width: int, head: int) -> Shapes:
+def list_one_stream_shapes(width: int, head: int) -> Shapes:
     """Of a block with one stream, less what the time is told by."""
     shapes: Shapes = {
         **_expect_linear("proj_mlp", width, 4 * width),

@@ -19,13 +19,13 @@ from dreambooth_ray.models.flow_functions import TRAINING_GUIDANCE, FlowFunction
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import LastStateEncoder, NetworkFunction
 from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
-from dreambooth_ray.models.t5_text import tokenize_t5
+from dreambooth_ray.models.t5_tokens import tokenize_t5
 from dreambooth_ray.models.text_training import TextFunctions, TextTraining
 
 _CLIP, _T5 = "text_encoder", "text_encoder_2"
 
 
-class GuidedTransformer(NetworkFunction):
+class TraceableFlux1Transformer(NetworkFunction):
     """A transformer of tokens as a function of latents."""
 
     def forward(
@@ -96,12 +96,16 @@ class Flux1Functions(FlowFunctions, TextTraining, PromptLimitFunctions):
         With the guidance of training, where it is embedded.
         """
         # On a GPU without room for it, T5 is on the host.
-        devices = {name: encoder.device for name, encoder in parts.text_encoders.items()}
+        encoder_devices = {
+            encoder_name: encoder.device for encoder_name, encoder in parts.text_encoders.items()
+        }
         t5_ids = tokenize_t5(parts.tokenizers["tokenizer_2"], prompt, self._max_t5_tokens)
         clip_ids = _tokenize_clip(parts.tokenizers["tokenizer"], [prompt])
         return self._make_conditioning(
-            encoders[_T5](t5_ids.to(devices[_T5])).last_hidden_state.to(devices[_CLIP]),
-            encoders[_CLIP](clip_ids.to(devices[_CLIP])).pooler_output,
+            encoders[_T5](t5_ids.to(encoder_devices[_T5])).last_hidden_state.to(
+                encoder_devices[_CLIP]
+            ),
+            encoders[_CLIP](clip_ids.to(encoder_devices[_CLIP])).pooler_output,
         )
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
@@ -117,12 +121,12 @@ class Flux1Functions(FlowFunctions, TextTraining, PromptLimitFunctions):
         """CLIP's token ids, and what T5, which is frozen, encodes to: `input_ids` and `hidden`."""
         tokenizer, encoder = parts.tokenizers["tokenizer_2"], parts.text_encoders[_T5]
         encode_t5 = self.text_function(_T5, encoder)
-        hidden = [
+        t5_states = [
             encode_t5(tokenize_t5(tokenizer, caption, self._max_t5_tokens).to(encoder.device)).cpu()
             for caption in captions
         ]
-        input_ids = _tokenize_clip(parts.tokenizers["tokenizer"], captions)
-        return Conditioning({"input_ids": input_ids, "hidden": torch.cat(hidden)})
+        clip_ids = _tokenize_clip(parts.tokenizers["tokenizer"], captions)
+        return Conditioning({"input_ids": clip_ids, "hidden": torch.cat(t5_states)})
 
     def make_token_encoder(
         self, parts: Components, functions: TextFunctions
@@ -141,7 +145,7 @@ class Flux1Functions(FlowFunctions, TextTraining, PromptLimitFunctions):
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas and the tensors of a conditioning."""
-        return GuidedTransformer(denoiser)
+        return TraceableFlux1Transformer(denoiser)
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of any prompt."""
@@ -155,8 +159,8 @@ class Flux1Functions(FlowFunctions, TextTraining, PromptLimitFunctions):
         self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """Of one window of CLIP's token ids."""
-        num_clip_tokens = int(parts.text_encoders[_CLIP].config.max_position_embeddings)
-        clip_ids = torch.zeros((len(conditioning), num_clip_tokens), dtype=torch.int64)
+        clip_window_length = int(parts.text_encoders[_CLIP].config.max_position_embeddings)
+        clip_ids = torch.zeros((len(conditioning), clip_window_length), dtype=torch.int64)
         return Conditioning({**conditioning.tensors, "pooled": functions[_CLIP](clip_ids)})
 
 

@@ -46,11 +46,13 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     match = _BLOCK.fullmatch(layer)
     if match is None:
         return None
-    is_single, number, block_layer = match.groups()
-    stream_kind, kohya_layers = ("single", _SINGLE) if is_single else ("double", _DOUBLE)
+    is_single_stream, block_number, block_layer = match.groups()
+    single_or_double, kohya_layers = (
+        ("single", _SINGLE) if is_single_stream else ("double", _DOUBLE)
+    )
     kohya_layer = kohya_layers.get(block_layer)
     return kohya_layer and replace(
-        kohya_layer, name=f"{_PREFIX}{stream_kind}_blocks_{number}_{kohya_layer.name}"
+        kohya_layer, name=f"{_PREFIX}{single_or_double}_blocks_{block_number}_{kohya_layer.name}"
     )
 
 
@@ -88,12 +90,14 @@ def list_adapter_layer_names(directory: Path, layer: str) -> list[AdapterFileLay
     match = _BLOCK.fullmatch(layer)
     if match is None:
         return []
-    is_single, number, block_layer = match.groups()
-    stream_kind, xlabs_names = ("single", _XLABS_SINGLE) if is_single else ("double", _XLABS)
+    is_single_stream, block_number, block_layer = match.groups()
+    single_or_double, xlabs_names = (
+        ("single", _XLABS_SINGLE) if is_single_stream else ("double", _XLABS)
+    )
     if block_layer not in xlabs_names:
         return []
     xlabs_name, qkv_index = xlabs_names[block_layer]
-    xlabs_name = f"{stream_kind}_blocks.{number}.processor.{xlabs_name}"
+    xlabs_name = f"{single_or_double}_blocks.{block_number}.processor.{xlabs_name}"
     return [
         AdapterFileLayer(xlabs_name)
         if qkv_index is None

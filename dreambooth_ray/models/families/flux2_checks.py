@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.config_values import find_bad_value
+from dreambooth_ray.models.config_value_checks import find_bad_value
 from dreambooth_ray.models.family import ModelFamily
 from dreambooth_ray.models.part_configs import DEFAULTS, read_json
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
@@ -55,28 +55,31 @@ def check_networks(directory: Path, family: ModelFamily, check_text: Callable[[]
             f"{transformer_folder} takes text of width {config_counts['joint_attention_dim']}, and "
             f"three layers of text_encoder/ give {text_width}; the parts are of different models"
         )
-    num_channels = _check_vae(directory / "vae")
-    if config_counts["in_channels"] != num_channels:
+    patch_channels = _check_vae(directory / "vae")
+    if config_counts["in_channels"] != patch_channels:
         raise ConfigError(
             f"{transformer_folder} takes {config_counts['in_channels']} channels, and vae/ gives "
-            f"{num_channels} in patches of two by two; the parts are of different models"
+            f"{patch_channels} in patches of two by two; the parts are of different models"
         )
 
 
 def _check_vae(folder: Path) -> int:
     """The channels of its latents in patches."""
     path = folder / "config.json"
-    config = VAE_DEFAULTS | read_json(path)
-    if problem := find_bad_value("vae", config):
+    vae_config = VAE_DEFAULTS | read_json(path)
+    if problem := find_bad_value("vae", vae_config):
         raise ConfigError(f"{path}: {problem}; copy it again")
-    num_channels = int(config["latent_channels"]) * PATCH**2
-    shapes = find_weights(folder, "vae").read_shapes()
-    problem = find_mismatch("vae", config, shapes)
-    if any(shapes.get(f"bn.running_{name}") != [num_channels] for name in ("mean", "var")):
-        problem = problem or f"its weights have no statistics (bn) of {num_channels} channels"
+    patch_channels = int(vae_config["latent_channels"]) * PATCH**2
+    stored_shapes = find_weights(folder, "vae").read_shapes()
+    problem = find_mismatch("vae", vae_config, stored_shapes)
+    if any(
+        stored_shapes.get(f"bn.running_{statistic_name}") != [patch_channels]
+        for statistic_name in ("mean", "var")
+    ):
+        problem = problem or f"its weights have no statistics (bn) of {patch_channels} channels"
     if problem:
         raise ConfigError(f"{folder}: {problem}; the files are of different models")
-    return num_channels
+    return patch_channels
 
 
 def list_transformer_shapes(counts: dict[str, int], *, embeds_guidance: bool) -> Shapes:
@@ -85,7 +88,7 @@ def list_transformer_shapes(counts: dict[str, int], *, embeds_guidance: bool) ->
     hidden_size = counts["num_attention_heads"] * head_dim
     mlp_width = 3 * hidden_size
     square_shape = [hidden_size, hidden_size]
-    norms = {"attn.norm_q.weight": [head_dim], "attn.norm_k.weight": [head_dim]}
+    qk_norm_shapes = {"attn.norm_q.weight": [head_dim], "attn.norm_k.weight": [head_dim]}
     double_block_shapes: Shapes = {
         **{
             f"attn.{name}.weight": square_shape
@@ -94,7 +97,7 @@ def list_transformer_shapes(counts: dict[str, int], *, embeds_guidance: bool) ->
                 "to_add_out",
             )
         },
-        **norms,
+        **qk_norm_shapes,
         "attn.norm_added_q.weight": [head_dim],
         "attn.norm_added_k.weight": [head_dim],
         **{
@@ -106,7 +109,7 @@ def list_transformer_shapes(counts: dict[str, int], *, embeds_guidance: bool) ->
     single_block_shapes: Shapes = {
         "attn.to_qkv_mlp_proj.weight": [3 * hidden_size + 2 * mlp_width, hidden_size],
         "attn.to_out.weight": [hidden_size, hidden_size + mlp_width],
-        **norms,
+        **qk_norm_shapes,
     }
     embedder_names = ("timestep", "guidance") if embeds_guidance else ("timestep",)
     embedder_shapes: Shapes = {

@@ -12,7 +12,7 @@ from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.families.flux2_checks import MAX_TOKENS
 from dreambooth_ray.models.families.flux2_dev import TEXT_LAYERS
 from dreambooth_ray.models.families.flux2_functions import Flux2Functions
-from dreambooth_ray.models.kept_processor import keep_processor
+from dreambooth_ray.models.multimodal_processor import keep_multimodal_processor
 
 
 class Flux2DevFunctions(Flux2Functions):
@@ -23,15 +23,15 @@ class Flux2DevFunctions(Flux2Functions):
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """As `ModelFunctions.build_pipeline`."""
         pipeline = Flux2Pipeline(**self.pipeline_parts(parts, directory))
-        keep_processor(pipeline, "tokenizer", directory)
+        keep_multimodal_processor(pipeline, "tokenizer", directory)
         return pipeline
 
     def tokenize(self, tokenizer: Any, prompt: str) -> tuple[Tensor, Tensor]:
         """As `Flux2Functions.tokenize`, in the pipeline's own message."""
         (messages,) = format_input([prompt])
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        message_text = str(tokenizer.apply_chat_template(messages, tokenize=False))
         # What a template has written itself the processor does not add again.
-        has_bos_token = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        starts_with_bos = bool(tokenizer.bos_token) and message_text.startswith(tokenizer.bos_token)
         return tokenize_message(
-            tokenizer, prompt, text, MAX_TOKENS, add_special_tokens=not has_bos_token
+            tokenizer, prompt, message_text, MAX_TOKENS, add_special_tokens=not starts_with_bos
         )

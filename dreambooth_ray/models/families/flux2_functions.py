@@ -24,7 +24,7 @@ from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 _ENCODER = "text_encoder"
 
 
-class PackedTransformer(NetworkFunction):
+class TraceableFlux2Transformer(NetworkFunction):
     """A transformer of tokens as a function of latents."""
 
     def forward(
@@ -34,13 +34,13 @@ class PackedTransformer(NetworkFunction):
 
         guidance: (B,) where it is embedded
         """
-        height, width = x.shape[-2:]
+        latent_height, latent_width = x.shape[-2:]
         velocity: Tensor = self.network(
             hidden_states=x.flatten(2).transpose(1, 2),
             encoder_hidden_states=hidden,
             timestep=time,
             guidance=guidance,
-            img_ids=_make_positions(height, width, 1, x.device),
+            img_ids=_make_positions(latent_height, latent_width, 1, x.device),
             txt_ids=_make_positions(1, 1, hidden.shape[1], x.device),
             return_dict=False,
         )[0]
@@ -116,7 +116,7 @@ class Flux2Functions(FlowFunctions, PromptLimitFunctions):
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas and the tensors of a conditioning."""
-        return PackedTransformer(denoiser)
+        return TraceableFlux2Transformer(denoiser)
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of any prompt."""

@@ -16,13 +16,13 @@ TEXT_LAYERS = (9, 18, 27)
 IS_DISTILLED = "is_distilled"
 
 
-def read_index(directory: Path) -> dict[str, Any]:
+def read_model_index(directory: Path) -> dict[str, Any]:
     """model_index.json."""
     return read_json(directory / INDEX)
 
 
-def _choose_variant(directory: Path) -> ModelFamily:
-    return DISTILLED if read_index(directory).get(IS_DISTILLED) else FAMILY
+def _choose_family_variant(directory: Path) -> ModelFamily:
+    return DISTILLED if read_model_index(directory).get(IS_DISTILLED) else FAMILY
 
 
 def _check_directory(directory: Path) -> None:
@@ -51,7 +51,7 @@ FAMILY = make_flux2_family(
     functions="dreambooth_ray.models.families.flux2_klein_functions:Flux2KleinFunctions",
     check=_check_directory,
     architecture=lambda _: "flux2-klein",
-    choose_variant=_choose_variant,
+    choose_variant=_choose_family_variant,
 )
 DISTILLED = replace(
     FAMILY,

@@ -10,7 +10,7 @@ from dreambooth_ray.models.chat_text import tokenize_chat
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.families.flux2_checks import MAX_TOKENS
 from dreambooth_ray.models.families.flux2_functions import Flux2Functions
-from dreambooth_ray.models.families.flux2_klein import IS_DISTILLED, TEXT_LAYERS, read_index
+from dreambooth_ray.models.families.flux2_klein import IS_DISTILLED, TEXT_LAYERS, read_model_index
 
 
 class Flux2KleinFunctions(Flux2Functions):
@@ -22,7 +22,7 @@ class Flux2KleinFunctions(Flux2Functions):
         """As `ModelFunctions.build_pipeline`."""
         return Flux2KleinPipeline(
             **self.pipeline_parts(parts, directory),
-            is_distilled=bool(read_index(directory).get(IS_DISTILLED, False)),
+            is_distilled=bool(read_model_index(directory).get(IS_DISTILLED, False)),
         )
 
     def tokenize(self, tokenizer: Any, prompt: str) -> tuple[Tensor, Tensor]:

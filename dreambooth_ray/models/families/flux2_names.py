@@ -39,15 +39,23 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     match = _BLOCK.fullmatch(layer)
     if match is None:
         return None
-    is_single, number, block_layer = match.groups()
-    if is_single:
-        name = _SINGLE.get(block_layer)
-        return KohyaLayer(f"{_PREFIX}single_blocks_{number}_{name}") if name else None
+    is_single_stream, block_number, block_layer = match.groups()
+    if is_single_stream:
+        kohya_name = _SINGLE.get(block_layer)
+        return (
+            KohyaLayer(f"{_PREFIX}single_blocks_{block_number}_{kohya_name}")
+            if kohya_name
+            else None
+        )
     if block_layer not in _DOUBLE:
         return None
-    name, qkv_index = _DOUBLE[block_layer]
-    name = f"{_PREFIX}double_blocks_{number}_{name}"
-    return KohyaLayer(name) if qkv_index is None else KohyaLayer(name, qkv_index, (1, 1, 1))
+    kohya_name, qkv_index = _DOUBLE[block_layer]
+    kohya_name = f"{_PREFIX}double_blocks_{block_number}_{kohya_name}"
+    return (
+        KohyaLayer(kohya_name)
+        if qkv_index is None
+        else KohyaLayer(kohya_name, qkv_index, (1, 1, 1))
+    )
 
 
 # Of layers that kohya's readers pass over.

@@ -20,7 +20,7 @@ from dreambooth_ray.models.qwen_vae_checks import compute_qwen_vae_factor, read_
 SIDE = 1024
 
 
-def _choose_variant(directory: Path) -> ModelFamily:
+def _choose_family_variant(directory: Path) -> ModelFamily:
     return TURBO if read_json(directory / INDEX).get(IS_DISTILLED) else FAMILY
 
 
@@ -60,7 +60,7 @@ FAMILY = make_flow_family(
     list_adapter_layer_names=list_adapter_layer_names,
     max_prompt_tokens=MAX_TOKENS,
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 5.5},
-    choose_variant=_choose_variant,
+    choose_variant=_choose_family_variant,
 )  # fmt: skip
 TURBO = replace(
     FAMILY,

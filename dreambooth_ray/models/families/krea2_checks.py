@@ -36,7 +36,7 @@ _DEFAULTS = {
 _AXES_DIMS = [32, 48, 48]
 
 
-def read_text_layers(index: dict[str, Any]) -> list[int]:
+def read_text_layer_indices(index: dict[str, Any]) -> list[int]:
     """Hidden states of the text encoder that are read, 0 its embeddings."""
     return list(index.get(SELECTED_LAYERS) or TEXT_LAYERS)
 
@@ -53,14 +53,14 @@ def check_networks(directory: Path) -> None:
     check_shapes(transformer_folder, list_transformer_shapes(config_counts))
     text_width = check_qwen3_vl(directory / "text_encoder", max(text_layers))
     patch_channels = check_qwen_vae(directory / "vae") * PATCH**2
-    for key, size_description, part_size, part in (
+    for key, dimension_name, part_width, part_folder in (
         ("in_channels", "channels of patches", patch_channels, "vae"),
         ("text_hidden_dim", "text of width", text_width, "text_encoder"),
     ):
-        if config_counts[key] != part_size:
+        if config_counts[key] != part_width:
             raise ConfigError(
-                f"{transformer_folder} takes {size_description} {config_counts[key]}, and {part}/ "
-                f"gives {part_size}; the parts are of different models"
+                f"{transformer_folder} takes {dimension_name} {config_counts[key]}, and "
+                f"{part_folder}/ gives {part_width}; the parts are of different models"
             )
 
 
@@ -78,7 +78,7 @@ def _check_index(path: Path, counts: dict[str, int]) -> list[int]:
             f"{path}: {SELECTED_LAYERS}={selected_layers!r} must be as many layers as transformer/ "
             f"takes, num_text_layers={counts['num_text_layers']}"
         )
-    return read_text_layers(model_index)
+    return read_text_layer_indices(model_index)
 
 
 def _check_transformer_config(path: Path, counts: dict[str, int]) -> None:
@@ -90,14 +90,14 @@ def _check_transformer_config(path: Path, counts: dict[str, int]) -> None:
             f"{path}: axes_dims_rope={axes_dims} must be even and add up to "
             f"attention_head_dim={counts['attention_head_dim']}"
         )
-    for key, divisor in (
+    for key, divisor_key in (
         ("num_attention_heads", "num_key_value_heads"),
         ("text_num_attention_heads", "text_num_key_value_heads"),
         ("text_hidden_dim", "text_num_attention_heads"),
     ):
-        if counts[key] % counts[divisor]:
+        if counts[key] % counts[divisor_key]:
             raise ConfigError(
-                f"{path}: {divisor}={counts[divisor]} does not divide {key}={counts[key]}"
+                f"{path}: {divisor_key}={counts[divisor_key]} does not divide {key}={counts[key]}"
             )
 
 

@@ -22,14 +22,14 @@ from dreambooth_ray.models.families.krea2_checks import (
     PATCH,
     PATCH_SIZE,
     SELECTED_LAYERS,
-    read_text_layers,
+    read_text_layer_indices,
 )
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
+from dreambooth_ray.models.padded_prompts import PaddedPromptMixin
 from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.qwen_vae_functions import QwenVAEFunctions
-from dreambooth_ray.models.qwen_vl_text import NUM_DROPPED, tokenize_described
-from dreambooth_ray.models.text_rows import PaddedPromptMixin
+from dreambooth_ray.models.qwen_vl_text import NUM_DROPPED, tokenize_qwen_vl_prompt
 
 _ENCODER = "text_encoder"
 # Of images of any size, where a model is distilled: the pipeline's.
@@ -38,7 +38,7 @@ _DISTILLED_SHIFT = 1.15
 _EXAMPLE_TOKENS = 64
 
 
-class SingleStreamTransformer(NetworkFunction):
+class TraceableKrea2Transformer(NetworkFunction):
     """A transformer of tokens as a function of latents."""
 
     def forward(
@@ -78,10 +78,10 @@ class Krea2Functions(PaddedPromptMixin, QwenVAEFunctions, PromptLimitFunctions):
 
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """As `ModelFunctions.build_pipeline`."""
-        setting_keys = (SELECTED_LAYERS, IS_DISTILLED, PATCH_SIZE)
+        pipeline_setting_keys = (SELECTED_LAYERS, IS_DISTILLED, PATCH_SIZE)
         return Krea2Pipeline(
             **self.pipeline_parts(parts, directory),
-            **{key: parts.settings[key] for key in setting_keys if key in parts.settings},
+            **{key: parts.settings[key] for key in pipeline_setting_keys if key in parts.settings},
         )
 
     def patch_side(self, parts: Components) -> int:
@@ -106,24 +106,26 @@ class Krea2Functions(PaddedPromptMixin, QwenVAEFunctions, PromptLimitFunctions):
         self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """Hidden states of many layers, of the prompt and the marks behind it."""
-        token_ids = tokenize_described(parts.tokenizer, prompt, MAX_TOKENS).to(
+        token_ids = tokenize_qwen_vl_prompt(parts.tokenizer, prompt, MAX_TOKENS).to(
             parts.text_encoder.device
         )
-        outputs = encoders[_ENCODER](
+        encoder_outputs = encoders[_ENCODER](
             token_ids, torch.ones_like(token_ids), output_hidden_states=True
         )
-        layer_states = [outputs.hidden_states[k] for k in read_text_layers(dict(parts.settings))]
+        layer_states = [
+            encoder_outputs.hidden_states[k] for k in read_text_layer_indices(dict(parts.settings))
+        ]
         return Conditioning({"hidden": torch.stack(layer_states, dim=2)[:, NUM_DROPPED:]})
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
         """As `PromptLimitFunctions.check_prompt`."""
-        tokenize_described(tokenizers["tokenizer"], prompt, MAX_TOKENS)
+        tokenize_qwen_vl_prompt(tokenizers["tokenizer"], prompt, MAX_TOKENS)
 
     # Denoiser
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas and the tensors of a conditioning."""
-        return SingleStreamTransformer(denoiser)
+        return TraceableKrea2Transformer(denoiser)
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of a caption of 64 tokens."""

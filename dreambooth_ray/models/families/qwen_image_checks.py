@@ -49,23 +49,24 @@ def check_networks(directory: Path) -> None:
     check_shapes(transformer_folder, list_transformer_shapes(config_counts))
     patch_channels = check_qwen_vae(directory / "vae") * PATCH**2
     text_width = check_qwen25_vl(directory / "text_encoder")
-    for key, size_description, part_size, part in (
+    for key, dimension_name, part_width, part_folder in (
         ("in_channels", "channels of patches", patch_channels, "vae"),
         ("joint_attention_dim", "text of width", text_width, "text_encoder"),
     ):
-        if config_counts[key] != part_size:
+        if config_counts[key] != part_width:
             raise ConfigError(
-                f"{transformer_folder} takes {size_description} {config_counts[key]}, and {part}/ "
-                f"gives {part_size}; the parts are of different models"
+                f"{transformer_folder} takes {dimension_name} {config_counts[key]}, and "
+                f"{part_folder}/ gives {part_width}; the parts are of different models"
             )
 
 
 def _check_transformer_config(path: Path, counts: dict[str, int]) -> None:
     config: dict[str, Any] = read_json(path)
-    for key, variant_description in _OTHER_FORMS.items():
+    for key, other_model_description in _OTHER_FORMS.items():
         if config.get(key):
             raise ConfigError(
-                f"{path}: {key}=true is of a Qwen-Image that {variant_description}; take Qwen-Image"
+                f"{path}: {key}=true is of a Qwen-Image that {other_model_description}; take "
+                "Qwen-Image"
             )
     axes_dims = read_count_list(path, config, "axes_dims_rope", _AXES_DIMS)
     if sum(axes_dims) != counts["attention_head_dim"] or any(
@@ -89,14 +90,16 @@ def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     head_dim = counts["attention_head_dim"]
     hidden_size = counts["num_attention_heads"] * head_dim
     block_shapes: Shapes = {}
-    for name in _ATTENTION:
-        block_shapes |= expect_affine(f"attn.{name}", hidden_size, hidden_size)
-    for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
-        block_shapes[f"attn.{name}.weight"] = [head_dim]
-    for stream in ("img", "txt"):
-        block_shapes |= expect_affine(f"{stream}_mod.1", 6 * hidden_size, hidden_size)
-        block_shapes |= expect_affine(f"{stream}_mlp.net.0.proj", 4 * hidden_size, hidden_size)
-        block_shapes |= expect_affine(f"{stream}_mlp.net.2", hidden_size, 4 * hidden_size)
+    for layer_name in _ATTENTION:
+        block_shapes |= expect_affine(f"attn.{layer_name}", hidden_size, hidden_size)
+    for layer_name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+        block_shapes[f"attn.{layer_name}.weight"] = [head_dim]
+    for stream_prefix in ("img", "txt"):
+        block_shapes |= expect_affine(f"{stream_prefix}_mod.1", 6 * hidden_size, hidden_size)
+        block_shapes |= expect_affine(
+            f"{stream_prefix}_mlp.net.0.proj", 4 * hidden_size, hidden_size
+        )
+        block_shapes |= expect_affine(f"{stream_prefix}_mlp.net.2", hidden_size, 4 * hidden_size)
     embedder_prefix = "time_text_embed.timestep_embedder"
     return {
         **expect_affine(f"{embedder_prefix}.linear_1", hidden_size, _TIME_WIDTH),

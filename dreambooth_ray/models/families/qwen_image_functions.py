@@ -20,17 +20,17 @@ from dreambooth_ray.models.families.qwen_image_checks import MAX_TOKENS, PATCH
 from dreambooth_ray.models.families.qwen_image_positions import RotaryPositions
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
+from dreambooth_ray.models.padded_prompts import PaddedPromptMixin
 from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.qwen_vae_functions import QwenVAEFunctions
-from dreambooth_ray.models.qwen_vl_text import NUM_DROPPED, tokenize_described
-from dreambooth_ray.models.text_rows import PaddedPromptMixin
+from dreambooth_ray.models.qwen_vl_text import NUM_DROPPED, tokenize_qwen_vl_prompt
 
 _ENCODER = "text_encoder"
 # Of an example: a caption of some length.
 _EXAMPLE_TOKENS = 64
 
 
-class PatchTransformer(NetworkFunction):
+class TraceableQwenImageTransformer(NetworkFunction):
     """A transformer of tokens as a function of latents."""
 
     def __init__(self, network: Any) -> None:
@@ -81,23 +81,23 @@ class QwenImageFunctions(PaddedPromptMixin, QwenVAEFunctions, PromptLimitFunctio
         self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """The last hidden state, of the prompt and the marks behind it."""
-        token_ids = tokenize_described(parts.tokenizer, prompt, MAX_TOKENS).to(
+        token_ids = tokenize_qwen_vl_prompt(parts.tokenizer, prompt, MAX_TOKENS).to(
             parts.text_encoder.device
         )
-        outputs = encoders[_ENCODER](
+        encoder_outputs = encoders[_ENCODER](
             token_ids, torch.ones_like(token_ids), output_hidden_states=True
         )
-        return Conditioning({"hidden": outputs.hidden_states[-1][:, NUM_DROPPED:]})
+        return Conditioning({"hidden": encoder_outputs.hidden_states[-1][:, NUM_DROPPED:]})
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
         """As `PromptLimitFunctions.check_prompt`."""
-        tokenize_described(tokenizers["tokenizer"], prompt, MAX_TOKENS)
+        tokenize_qwen_vl_prompt(tokenizers["tokenizer"], prompt, MAX_TOKENS)
 
     # Denoiser
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas and the tensors of a conditioning."""
-        return PatchTransformer(denoiser)
+        return TraceableQwenImageTransformer(denoiser)
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of a caption of 64 tokens."""
@@ -109,13 +109,13 @@ class QwenImageFunctions(PaddedPromptMixin, QwenVAEFunctions, PromptLimitFunctio
     ) -> Tensor:
         """Each token as long as it is with the prompt and without guidance."""
         guided_prediction = super().guide(conditional, guidance_delta, scale, fraction)
-        ratio = _compute_token_norms(conditional) / _compute_token_norms(guided_prediction)
-        return guided_prediction * ratio.repeat_interleave(PATCH, dim=0).repeat_interleave(
+        norm_ratio = _compute_patch_norms(conditional) / _compute_patch_norms(guided_prediction)
+        return guided_prediction * norm_ratio.repeat_interleave(PATCH, dim=0).repeat_interleave(
             PATCH, dim=1
         )
 
 
-def _compute_token_norms(prediction: Tensor) -> Tensor:
+def _compute_patch_norms(prediction: Tensor) -> Tensor:
     """(C, h, w) to (h / 2, w / 2): the length of each token."""
-    token_norms: Tensor = torch.linalg.vector_norm(F.pixel_unshuffle(prediction, PATCH), dim=0)
-    return token_norms
+    patch_norms: Tensor = torch.linalg.vector_norm(F.pixel_unshuffle(prediction, PATCH), dim=0)
+    return patch_norms

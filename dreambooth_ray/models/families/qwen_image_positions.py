@@ -30,27 +30,27 @@ class RotaryPositions(nn.Module):
             one, as the pipeline has them, or by themselves
         max_txt_seq_len: L
         """
-        (token_grid,) = video_fhw[0] if isinstance(video_fhw[0], list) else video_fhw[:1]
-        _, num_rows, num_columns = token_grid
+        (token_grid_size,) = video_fhw[0] if isinstance(video_fhw[0], list) else video_fhw[:1]
+        _, num_rows, num_columns = token_grid_size
         # An image's middle is 0, and a prompt begins where the longer side ends.
-        rows, columns = (
+        row_positions, column_positions = (
             torch.arange(side, device=device) - (side - side // 2)
             for side in (num_rows, num_columns)
         )
-        frames = torch.zeros_like(rows[:1])
+        frame_positions = torch.zeros_like(row_positions[:1])
         text_positions = torch.arange(max_txt_seq_len, device=device)
-        text_positions = text_positions + torch.max(rows[-1], columns[-1]) + 1
-        image_positions = torch.cartesian_prod(frames, rows, columns)
+        text_positions = text_positions + torch.max(row_positions[-1], column_positions[-1]) + 1
+        image_positions = torch.cartesian_prod(frame_positions, row_positions, column_positions)
         return self._compute_rotations(image_positions), self._compute_rotations(
             text_positions[:, None].expand(-1, len(self.axes_dim))
         )
 
     def _compute_rotations(self, positions: Tensor) -> Tensor:
         """(S, 3) positions, one for each axis, to (S, E)."""
-        angles = []
+        angles_by_axis = []
         for axis, axis_dim in enumerate(self.axes_dim):
             exponents = torch.arange(0, axis_dim, 2, device=positions.device).float().div(axis_dim)
             frequencies = 1.0 / torch.pow(self.theta, exponents)
-            angles.append(positions[:, axis, None] * frequencies)
-        angle = torch.cat(angles, dim=-1)
-        return torch.polar(torch.ones_like(angle), angle)
+            angles_by_axis.append(positions[:, axis, None] * frequencies)
+        rotation_angles = torch.cat(angles_by_axis, dim=-1)
+        return torch.polar(torch.ones_like(rotation_angles), rotation_angles)

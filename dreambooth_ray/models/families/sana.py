@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.dc_vae_checks import read_dc_vae
+from dreambooth_ray.models.dc_vae_checks import read_dc_vae_config
 from dreambooth_ray.models.families.sana_checks import (
     MAX_TOKENS,
     MULTIPLE,
     check_networks,
-    read_transformer,
+    read_transformer_config,
 )
 from dreambooth_ray.models.family import INDEX, ModelFamily, Part, TextEncoderPart
 from dreambooth_ray.models.flow_family import make_flow_family
@@ -39,18 +39,18 @@ def _check_directory(directory: Path) -> None:
 
 
 def _read_latent_factor(directory: Path) -> int:
-    return compute_latent_factor(read_dc_vae(directory / "vae"))
+    return compute_latent_factor(read_dc_vae_config(directory / "vae"))
 
 
-def _read_side(directory: Path) -> int:
-    config = read_transformer(directory / "transformer")
-    return int(config["sample_size"]) * _read_latent_factor(directory)
+def _read_default_side(directory: Path) -> int:
+    transformer_config = read_transformer_config(directory / "transformer")
+    return int(transformer_config["sample_size"]) * _read_latent_factor(directory)
 
 
-def _choose_variant(directory: Path) -> ModelFamily:
+def _choose_family_variant(directory: Path) -> ModelFamily:
     """By the scheduler: whether the network is told whole timesteps in sampling."""
-    config = read_json(directory / "scheduler" / "scheduler_config.json")
-    if config.get("_class_name") == _SCHEDULER:
+    scheduler_config = read_json(directory / "scheduler" / "scheduler_config.json")
+    if scheduler_config.get("_class_name") == _SCHEDULER:
         return FAMILY
     return replace(
         FAMILY,
@@ -77,9 +77,9 @@ FAMILY = make_flow_family(
     flow_schedulers=(_SCHEDULER,),
     functions="dreambooth_ray.models.families.sana_functions:SanaFunctions",
     check=_check_directory,
-    choose_variant=_choose_variant,
+    choose_variant=_choose_family_variant,
     size_multiple=lambda directory: math.lcm(MULTIPLE, _read_latent_factor(directory)),
-    default_side=_read_side,
+    default_side=_read_default_side,
     architecture=lambda _: "sana",
     # As diffusers' script has them.
     lora_targets=("to_q", "to_k", "to_v"),

@@ -27,7 +27,7 @@ _TIME_WIDTH = 256
 _QK_NORM = "rms_norm_across_heads"
 
 
-def read_transformer(folder: Path) -> dict[str, Any]:
+def read_transformer_config(folder: Path) -> dict[str, Any]:
     """Its configuration with the defaults of diffusers' class; raises: ConfigError"""
     return _DEFAULTS | {"mlp_ratio": _MLP_RATIO} | read_json(folder / "config.json")
 
@@ -38,19 +38,19 @@ def check_networks(directory: Path) -> None:
     raises: ConfigError naming the file
     """
     transformer_folder = directory / "transformer"
-    config = read_transformer(transformer_folder)
+    config = read_transformer_config(transformer_folder)
     find_counts(transformer_folder / "config.json", config, *_DEFAULTS)
     _check_transformer_config(transformer_folder / "config.json", config)
     check_shapes(transformer_folder, list_transformer_shapes(config))
-    for key, size_description, part_size, part in (
+    for key, dimension_name, part_width, part_folder in (
         ("in_channels", "latents of channels", check_dc_vae(directory / "vae"), "vae"),
         ("caption_channels", "text of width", check_gemma2(directory / "text_encoder"),
          "text_encoder"),
     ):  # fmt: skip
-        if config[key] != part_size:
+        if config[key] != part_width:
             raise ConfigError(
-                f"{transformer_folder} takes {size_description} {config[key]}, and {part}/ gives "
-                f"{part_size}; the parts are of different models"
+                f"{transformer_folder} takes {dimension_name} {config[key]}, and {part_folder}/ "
+                f"gives {part_width}; the parts are of different models"
             )
 
 
@@ -64,9 +64,9 @@ def _check_transformer_config(path: Path, config: dict[str, Any]) -> None:
         )
     if config["sample_size"] not in _SIDES:
         raise ConfigError(f"{path}: sample_size={config['sample_size']} must be one of {_SIDES}")
-    ratio, qk_norm = config["mlp_ratio"], config.get("qk_norm")
-    if type(ratio) not in (int, float) or not ratio > 0:
-        raise ConfigError(f"{path}: mlp_ratio={ratio!r} must be a number above 0")
+    mlp_ratio, qk_norm = config["mlp_ratio"], config.get("qk_norm")
+    if type(mlp_ratio) not in (int, float) or not mlp_ratio > 0:
+        raise ConfigError(f"{path}: mlp_ratio={mlp_ratio!r} must be a number above 0")
     if qk_norm not in (None, _QK_NORM):
         raise ConfigError(f"{path}: qk_norm={qk_norm!r} must be null or {_QK_NORM!r}")
     hidden_size = config["num_attention_heads"] * config["attention_head_dim"]

@@ -28,7 +28,7 @@ _CALL = inspect.signature(SanaPipeline.__call__).parameters
 INSTRUCTION = "\n".join(_CALL["complex_human_instruction"].default)
 
 
-class SanaVelocity(NetworkFunction):
+class TraceableSanaTransformer(NetworkFunction):
     """A transformer of timesteps as a function of sigmas.
 
     truncates: whether timesteps are whole numbers, as of DPMSolverMultistepScheduler
@@ -104,7 +104,7 @@ class SanaFunctions(FlowFunctions, PromptLimitFunctions):
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas, `hidden` and `mask`."""
-        return SanaVelocity(denoiser, truncates=self.truncates_time)
+        return TraceableSanaTransformer(denoiser, truncates=self.truncates_time)
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of any prompt."""
@@ -136,9 +136,9 @@ def _encode_tokens(
 ) -> Conditioning:
     device = parts.text_encoder.device
     states = encoders["text_encoder"](ids.to(device), mask.to(device))[0]
-    token_positions = [0, *range(1 - MAX_TOKENS, 0)]
+    kept_token_indices = [0, *range(1 - MAX_TOKENS, 0)]
     return Conditioning(
-        {"hidden": states[:, token_positions], "mask": mask[:, token_positions].to(device)}
+        {"hidden": states[:, kept_token_indices], "mask": mask[:, kept_token_indices].to(device)}
     )
 
 

@@ -6,49 +6,49 @@ from pathlib import Path
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.clip_unet_checks import (
     Configs,
+    check_unet_inputs,
     check_weights,
-    check_widths,
-    read_configs,
+    read_network_configs,
     restrict_to_sampling,
 )
 from dreambooth_ray.models.clip_unet_family import CLIP_UNET_FEATURES, make_clip_unet_family
-from dreambooth_ray.models.family import ModelFamily, clip_encoder
+from dreambooth_ray.models.family import ModelFamily, make_clip_encoder_part
 from dreambooth_ray.models.kohya_names import KohyaLayer, KohyaNames
 from dreambooth_ray.models.part_configs import read_part_config
-from dreambooth_ray.models.pipeline_checks import describe_directory
+from dreambooth_ray.models.pipeline_checks import describe_required_directory
 from dreambooth_ray.models.single_file_names import (
     CLIP_PREFIX,
     OPEN_CLIP_PREFIX,
-    SingleFileEncoder,
+    SingleFileEncoderNames,
 )
 from dreambooth_ray.models.unet_file_layers import list_adapter_layer_names
 
 
 def _check_directory(directory: Path) -> None:
     """Read every file that loading depends on; raises ConfigError naming the file."""
-    configs = read_configs(directory, FAMILY)
+    configs = read_network_configs(directory, FAMILY)
     _check_inputs(directory, configs)
-    check_widths(directory, FAMILY, configs)
+    check_unet_inputs(directory, FAMILY, configs)
     check_weights(directory, FAMILY, configs)
 
 
 def _check_inputs(directory: Path, configs: Configs) -> None:
-    unet_config, folder, requirement = (
+    unet_config, unet_folder, directory_requirement = (
         configs["unet"],
         directory / "unet",
-        describe_directory(FAMILY),
+        describe_required_directory(FAMILY),
     )
     if unet_config["addition_embed_type"] == "text_time":
-        raise ConfigError(f"{folder} is Stable Diffusion XL's UNet; {requirement}")
+        raise ConfigError(f"{unet_folder} is Stable Diffusion XL's UNet; {directory_requirement}")
     for key in ("addition_embed_type", "num_class_embeds", "encoder_hid_dim"):
         if unet_config[key] is not None:
             raise ConfigError(
-                f"{folder} needs inputs beside the prompt ({key}={unet_config[key]!r}); "
-                f"{requirement}"
+                f"{unet_folder} needs inputs beside the prompt ({key}={unet_config[key]!r}); "
+                f"{directory_requirement}"
             )
 
 
-def _choose_variant(directory: Path) -> ModelFamily:
+def _choose_family_variant(directory: Path) -> ModelFamily:
     return restrict_to_sampling(FAMILY, directory)
 
 
@@ -77,17 +77,17 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     """As `KohyaNames.find`."""
     if not _KOHYA_LAYERS[part].fullmatch(layer):
         return None
-    name = layer.removeprefix("text_model.").replace(".", "_")
-    return KohyaLayer(f"{_KOHYA_PREFIXES[part]}{name}")
+    underscored_layer = layer.removeprefix("text_model.").replace(".", "_")
+    return KohyaLayer(f"{_KOHYA_PREFIXES[part]}{underscored_layer}")
 
 
-def _find_single_file_encoders(directory: Path) -> dict[str, SingleFileEncoder]:
-    clip_layout = SingleFileEncoder("clip", CLIP_PREFIX)
-    open_clip_layout = SingleFileEncoder("open_clip", OPEN_CLIP_PREFIX)
+def _choose_encoder_layouts(directory: Path) -> dict[str, SingleFileEncoderNames]:
+    clip_layout = SingleFileEncoderNames("clip", CLIP_PREFIX)
+    open_clip_layout = SingleFileEncoderNames("open_clip", OPEN_CLIP_PREFIX)
     return {"text_encoder": open_clip_layout if _is_v2(directory) else clip_layout}
 
 
-def _read_kohya_metadata(directory: Path) -> dict[str, str]:
+def _make_kohya_metadata(directory: Path) -> dict[str, str]:
     is_v2 = _is_v2(directory)
     return {"ss_base_model_version": "sd_v2" if is_v2 else "sd_v1", "ss_v2": str(is_v2)}
 
@@ -102,13 +102,13 @@ FAMILY = make_clip_unet_family(
         "StableDiffusionInpaintPipeline",
         "StableDiffusionInpaintPipelineLegacy",
     ),
-    text_encoders=(clip_encoder(),),
+    text_encoders=(make_clip_encoder_part(),),
     functions="dreambooth_ray.models.families.stable_diffusion_functions:StableDiffusionFunctions",
     check=_check_directory,
-    choose_variant=_choose_variant,
+    choose_variant=_choose_family_variant,
     architecture=_name_architecture,
     features=frozenset(CLIP_UNET_FEATURES),
-    kohya_names=KohyaNames(find_kohya_layer, _read_kohya_metadata),
+    kohya_names=KohyaNames(find_kohya_layer, _make_kohya_metadata),
     list_adapter_layer_names=list_adapter_layer_names,
-    single_file_encoders=_find_single_file_encoders,
+    single_file_encoders=_choose_encoder_layouts,
 )

@@ -11,8 +11,8 @@ from dreambooth_ray.models.family import (
     INDEX,
     ModelFamily,
     Part,
-    clip_encoder,
-    t5_encoder,
+    make_clip_encoder_part,
+    make_t5_encoder_part,
 )
 from dreambooth_ray.models.flow_family import make_flow_family, read_latent_factor
 from dreambooth_ray.models.part_configs import read_json
@@ -52,18 +52,18 @@ def _name_architecture(directory: Path) -> str:
     return f"stable-diffusion-3-5-{'medium' if config.get('dual_attention_layers') else 'large'}"
 
 
-def _choose_variant(directory: Path) -> ModelFamily:
+def _choose_family_variant(directory: Path) -> ModelFamily:
     model_index = read_json(directory / INDEX)
     return WITHOUT_T5 if model_index.get(T5) == [None, None] else FAMILY
 
 
 def _check_directory(directory: Path) -> None:
-    family = _choose_variant(directory)
+    family = _choose_family_variant(directory)
     check_parts(directory, family)
     check_networks(directory, has_t5=family is FAMILY)
 
 
-_CLIP_ENCODERS = tuple(clip_encoder("CLIPTextModelWithProjection", k) for k in ("", "_2"))
+_CLIP_ENCODERS = tuple(make_clip_encoder_part("CLIPTextModelWithProjection", k) for k in ("", "_2"))
 FAMILY = make_flow_family(
     name="stable-diffusion-3",
     title="Stable Diffusion 3 and 3.5",
@@ -73,12 +73,12 @@ FAMILY = make_flow_family(
         "StableDiffusion3InpaintPipeline",
     ),
     denoiser=Part("transformer", "diffusers", "SD3Transformer2DModel"),
-    text_encoders=(*_CLIP_ENCODERS, t5_encoder("_3")),
+    text_encoders=(*_CLIP_ENCODERS, make_t5_encoder_part("_3")),
     functions=(
         "dreambooth_ray.models.families.stable_diffusion_3_functions:StableDiffusion3Functions"
     ),
     check=_check_directory,
-    choose_variant=_choose_variant,
+    choose_variant=_choose_family_variant,
     size_multiple=_read_size_multiple,
     default_side=_read_default_side,
     max_side=_read_max_side,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.clip_checks import check_clip
+from dreambooth_ray.models.clip_checks import check_clip_text_encoder
 from dreambooth_ray.models.part_configs import read_json, read_part_config
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_count_list, read_counts
 from dreambooth_ray.models.t5_checks import check_t5
@@ -32,15 +32,18 @@ def check_networks(directory: Path, *, has_t5: bool) -> None:
     transformer_config = read_json(transformer_folder / "config.json")
     _check_transformer_config(transformer_folder / "config.json", config_counts, transformer_config)
     check_shapes(transformer_folder, list_transformer_shapes(config_counts, transformer_config))
-    clip_widths = [check_clip(directory / f"text_encoder{number}") for number in ("", "_2")]
-    clip_width, pooled_width = (sum(pair) for pair in zip(*clip_widths, strict=True))
+    clip_widths = [
+        check_clip_text_encoder(directory / f"text_encoder{encoder_suffix}")
+        for encoder_suffix in ("", "_2")
+    ]
+    total_clip_width, pooled_width = (sum(pair) for pair in zip(*clip_widths, strict=True))
     text_width = config_counts["joint_attention_dim"]
-    if pooled_width != config_counts["pooled_projection_dim"] or clip_width > text_width:
+    if pooled_width != config_counts["pooled_projection_dim"] or total_clip_width > text_width:
         raise ConfigError(
             f"{transformer_folder} takes text of width {text_width} and "
             f"{config_counts['pooled_projection_dim']} pooled, and text_encoder/ and "
-            f"text_encoder_2/ give {clip_width} and {pooled_width}; the parts are of different "
-            "models"
+            f"text_encoder_2/ give {total_clip_width} and {pooled_width}; the parts are of "
+            "different models"
         )
     if has_t5:
         t5_width = check_t5(directory / "text_encoder_3")
@@ -76,28 +79,28 @@ def _check_transformer_config(
 
 
 def _check_vae(directory: Path, num_channels: int) -> None:
-    vae_folder, config = directory / "vae", read_part_config(directory, "vae")
-    shapes = find_weights(vae_folder, "vae").read_shapes()
-    if problem := find_mismatch("vae", config, shapes):
+    vae_folder, vae_config = directory / "vae", read_part_config(directory, "vae")
+    stored_shapes = find_weights(vae_folder, "vae").read_shapes()
+    if problem := find_mismatch("vae", vae_config, stored_shapes):
         raise ConfigError(f"{vae_folder}: {problem}; the files are of different models")
-    if config["latent_channels"] != num_channels:
+    if vae_config["latent_channels"] != num_channels:
         raise ConfigError(
             f"{directory / 'transformer'} takes {num_channels} channels, and vae/ gives "
-            f"{config['latent_channels']}; the parts are of different models"
+            f"{vae_config['latent_channels']}; the parts are of different models"
         )
 
 
 def _check_scheduler(path: Path) -> None:
-    config = read_json(path)
-    scheduler_class = config.get("_class_name", _SCHEDULER)
+    scheduler_config = read_json(path)
+    scheduler_class = scheduler_config.get("_class_name", _SCHEDULER)
     if scheduler_class != _SCHEDULER:
         raise ConfigError(
             f"{path} names {scheduler_class}, and Stable Diffusion 3 has {_SCHEDULER}"
         )
-    if config.get("num_train_timesteps", 1000) != 1000:
+    if scheduler_config.get("num_train_timesteps", 1000) != 1000:
         raise ConfigError(
-            f"{path}: num_train_timesteps={config['num_train_timesteps']!r}, and Stable Diffusion "
-            "3 has 1000"
+            f"{path}: num_train_timesteps={scheduler_config['num_train_timesteps']!r}, and Stable "
+            "Diffusion 3 has 1000"
         )
 
 
@@ -112,7 +115,7 @@ def list_transformer_shapes(counts: dict[str, int], form: dict[str, Any]) -> Sha
         "time_text_embed.timestep_embedder": _TIME_WIDTH,
         "time_text_embed.text_embedder": counts["pooled_projection_dim"],
     }
-    shapes: Shapes = {
+    expected_shapes: Shapes = {
         "pos_embed.pos_embed": [1, counts["pos_embed_max_size"] ** 2, hidden_size],
         "pos_embed.proj.weight": [hidden_size, counts["in_channels"], patch_size, patch_size],
         "pos_embed.proj.bias": [hidden_size],
@@ -120,51 +123,51 @@ def list_transformer_shapes(counts: dict[str, int], form: dict[str, Any]) -> Sha
         **_expect_linear("norm_out.linear", 2 * hidden_size, hidden_size),
         **_expect_linear("proj_out", patch_size**2 * counts["out_channels"], hidden_size),
     }
-    for layer_name, inputs in embedder_widths.items():
-        shapes |= _expect_linear(f"{layer_name}.linear_1", hidden_size, inputs)
-        shapes |= _expect_linear(f"{layer_name}.linear_2", hidden_size, hidden_size)
+    for layer_name, input_width in embedder_widths.items():
+        expected_shapes |= _expect_linear(f"{layer_name}.linear_1", hidden_size, input_width)
+        expected_shapes |= _expect_linear(f"{layer_name}.linear_2", hidden_size, hidden_size)
     head_dim = counts["attention_head_dim"] if form.get("qk_norm") else None
-    dual_layers = form.get(_DUAL_LAYERS) or ()
+    dual_attention_layers = form.get(_DUAL_LAYERS) or ()
     for index in range(counts["num_layers"]):
         block_shapes = _expect_block(
             hidden_size,
             head_dim,
-            is_dual=index in dual_layers,
+            is_dual=index in dual_attention_layers,
             is_last=index == counts["num_layers"] - 1,
         )
-        shapes |= {
+        expected_shapes |= {
             f"transformer_blocks.{index}.{tensor_name}": shape
             for tensor_name, shape in block_shapes.items()
         }
-    return shapes
+    return expected_shapes
 
 
 def _expect_block(width: int, head_dim: int | None, *, is_dual: bool, is_last: bool) -> Shapes:
     """head_dim: where queries and keys are normed. The last block gives no text."""
-    shapes = _expect_attention("attn", width, head_dim)
+    block_shapes = _expect_attention("attn", width, head_dim)
     for layer_name in ("add_q_proj", "add_k_proj", "add_v_proj"):
-        shapes |= _expect_linear(f"attn.{layer_name}", width, width)
+        block_shapes |= _expect_linear(f"attn.{layer_name}", width, width)
     if head_dim:
-        shapes |= {f"attn.norm_added_{x}.weight": [head_dim] for x in ("q", "k")}
+        block_shapes |= {f"attn.norm_added_{x}.weight": [head_dim] for x in ("q", "k")}
     if is_dual:
-        shapes |= _expect_attention("attn2", width, head_dim)
-    shapes |= _expect_linear("norm1.linear", (9 if is_dual else 6) * width, width)
-    shapes |= _expect_linear("norm1_context.linear", (2 if is_last else 6) * width, width)
+        block_shapes |= _expect_attention("attn2", width, head_dim)
+    block_shapes |= _expect_linear("norm1.linear", (9 if is_dual else 6) * width, width)
+    block_shapes |= _expect_linear("norm1_context.linear", (2 if is_last else 6) * width, width)
     if not is_last:
-        shapes |= _expect_linear("attn.to_add_out", width, width)
+        block_shapes |= _expect_linear("attn.to_add_out", width, width)
     for layer_name in ("ff",) if is_last else ("ff", "ff_context"):
-        shapes |= _expect_linear(f"{layer_name}.net.0.proj", 4 * width, width)
-        shapes |= _expect_linear(f"{layer_name}.net.2", width, 4 * width)
-    return shapes
+        block_shapes |= _expect_linear(f"{layer_name}.net.0.proj", 4 * width, width)
+        block_shapes |= _expect_linear(f"{layer_name}.net.2", width, 4 * width)
+    return block_shapes
 
 
 def _expect_attention(name: str, width: int, head_dim: int | None) -> Shapes:
-    shapes: Shapes = {}
-    for layer in ("to_q", "to_k", "to_v", "to_out.0"):
-        shapes |= _expect_linear(f"{name}.{layer}", width, width)
+    attention_shapes: Shapes = {}
+    for projection_name in ("to_q", "to_k", "to_v", "to_out.0"):
+        attention_shapes |= _expect_linear(f"{name}.{projection_name}", width, width)
     if head_dim:
-        shapes |= {f"{name}.norm_{x}.weight": [head_dim] for x in ("q", "k")}
-    return shapes
+        attention_shapes |= {f"{name}.norm_{x}.weight": [head_dim] for x in ("q", "k")}
+    return attention_shapes
 
 
 def _expect_linear(name: str, outputs: int, inputs: int) -> Shapes:

@@ -22,10 +22,10 @@ from dreambooth_ray.models.network_functions import PENULTIMATE, NetworkFunction
 from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.prompt_windows import (
     embed_pooled_windows,
-    limit_windows,
+    limit_window_lengths,
     tokenize_windows,
 )
-from dreambooth_ray.models.t5_text import tokenize_t5
+from dreambooth_ray.models.t5_tokens import tokenize_t5
 from dreambooth_ray.models.text_training import TextFunctions, TextTraining
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
 
@@ -35,7 +35,7 @@ _TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", T5:
 _TIMESTEPS = 1000
 
 
-class TimedTransformer(NetworkFunction):
+class TraceableSD3Transformer(NetworkFunction):
     """A transformer of timesteps as a function of sigmas."""
 
     def forward(self, x: Tensor, time: Tensor, hidden: Tensor, pooled: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, PromptLimitFunction
 
     def load(self, directory: Path) -> Components:
         """As `ModelFunctions.load`; tokens of a window are as many as CLIP has places."""
-        return limit_windows(super().load(directory))
+        return limit_window_lengths(super().load(directory))
 
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
         """Without T5 where the parts have none."""
@@ -93,9 +93,13 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, PromptLimitFunction
         self, parts: Components, encoders: TextForwards, prompt: str, clip_skip: int = 0
     ) -> Conditioning:
         """CLIP's windows as in training; T5 takes the prompt whole, or not at all."""
-        tokens = self._tokenize(parts, encoders, [prompt])
-        text_functions = {name: _make_pooled_encoder(encoders[name]) for name in _CLIP}
-        return self.make_token_encoder(parts, text_functions)(tokens.to(_find_device(parts)))
+        tokenized_prompt = self._tokenize(parts, encoders, [prompt])
+        pooled_encoders = {
+            encoder_name: _make_pooled_encoder(encoders[encoder_name]) for encoder_name in _CLIP
+        }
+        return self.make_token_encoder(parts, pooled_encoders)(
+            tokenized_prompt.to(_find_encoder_device(parts))
+        )
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
         """As `PromptLimitFunctions.check_prompt`: by T5, where there is one."""
@@ -106,15 +110,17 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, PromptLimitFunction
 
         T5 is not trained, so its states, `t5`, stay what they are.
         """
-        return self._tokenize(parts, parts.text_forwards, captions)
+        return self._tokenize(parts, parts.text_forward_functions, captions)
 
     @torch.no_grad()
     def _tokenize(
         self, parts: Components, encoders: TextForwards, captions: Sequence[str]
     ) -> Conditioning:
         clip_ids = {
-            name: tokenize_windows(parts.tokenizers[_TOKENIZERS[name]], list(captions))
-            for name in _CLIP
+            encoder_name: tokenize_windows(
+                parts.tokenizers[_TOKENIZERS[encoder_name]], list(captions)
+            )
+            for encoder_name in _CLIP
         }
         if T5 in encoders:
             # One by one: none depends on its neighbours.
@@ -127,14 +133,16 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, PromptLimitFunction
         self, parts: Components, functions: TextFunctions
     ) -> Callable[[Conditioning], Conditioning]:
         """CLIP's part, before that of T5."""
-        end_ids = [int(parts.tokenizers[_TOKENIZERS[name]].eos_token_id) for name in _CLIP]
+        end_ids = [
+            int(parts.tokenizers[_TOKENIZERS[encoder_name]].eos_token_id) for encoder_name in _CLIP
+        ]
 
         def embed_tokens(tokens: Conditioning) -> Conditioning:
             embeddings = [
-                embed_pooled_windows(functions[name], tokens[name], end_id)
-                for name, end_id in zip(_CLIP, end_ids, strict=True)
+                embed_pooled_windows(functions[encoder_name], tokens[encoder_name], end_id)
+                for encoder_name, end_id in zip(_CLIP, end_ids, strict=True)
             ]
-            return _join_encoders(embeddings, tokens["t5"])
+            return _join_encoder_states(embeddings, tokens["t5"])
 
         return embed_tokens
 
@@ -146,18 +154,18 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, PromptLimitFunction
         self, parts: Components, functions: TextFunctions, conditioning: Conditioning
     ) -> Conditioning:
         """Of one window of token ids."""
-        num_clip_tokens = conditioning["hidden"].shape[1] - T5_TOKENS
-        clip_ids = torch.zeros(len(conditioning), num_clip_tokens, dtype=torch.int64)
-        return _join_encoders(
-            [functions[name](clip_ids) for name in _CLIP],
-            conditioning["hidden"][:, num_clip_tokens:],
+        clip_window_length = conditioning["hidden"].shape[1] - T5_TOKENS
+        clip_ids = torch.zeros(len(conditioning), clip_window_length, dtype=torch.int64)
+        return _join_encoder_states(
+            [functions[encoder_name](clip_ids) for encoder_name in _CLIP],
+            conditioning["hidden"][:, clip_window_length:],
         )
 
     # Denoiser and noise
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas, `hidden` and `pooled`."""
-        return TimedTransformer(denoiser)
+        return TraceableSD3Transformer(denoiser)
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of one window of CLIP's."""
@@ -175,7 +183,7 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, PromptLimitFunction
         return FlowProcess(parts.schedule, preconditions=True)
 
 
-def _find_device(parts: Components) -> torch.device:
+def _find_encoder_device(parts: Components) -> torch.device:
     device: torch.device = parts.text_encoder.device
     return device
 
@@ -184,8 +192,8 @@ def _make_pooled_encoder(forward: TextForward) -> Callable[[Tensor], tuple[Tenso
     """As `PooledEncoder`, of what is called in an encoder's place."""
 
     def embed_pooled(ids: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = forward(ids, None, output_hidden_states=True)
-        return outputs.hidden_states[PENULTIMATE], outputs.text_embeds
+        encoder_outputs = forward(ids, None, output_hidden_states=True)
+        return encoder_outputs.hidden_states[PENULTIMATE], encoder_outputs.text_embeds
 
     return embed_pooled
 
@@ -198,13 +206,13 @@ def _embed_by_t5(parts: Components, forward: TextForward, caption: str) -> Tenso
     return t5_states.cpu()
 
 
-def _join_encoders(clip: Sequence[tuple[Tensor, Tensor]], t5: Tensor) -> Conditioning:
+def _join_encoder_states(clip: Sequence[tuple[Tensor, Tensor]], t5: Tensor) -> Conditioning:
     """The states of both side by side, filled up with zeros to T5's width, before T5's."""
-    hidden = torch.cat([states for states, _ in clip], dim=-1)
-    hidden = nn.functional.pad(hidden, (0, t5.shape[-1] - hidden.shape[-1]))
+    clip_states = torch.cat([states for states, _ in clip], dim=-1)
+    clip_states = nn.functional.pad(clip_states, (0, t5.shape[-1] - clip_states.shape[-1]))
     return Conditioning(
         {
-            "hidden": torch.cat([hidden, t5.to(hidden.dtype)], dim=1),
+            "hidden": torch.cat([clip_states, t5.to(clip_states.dtype)], dim=1),
             "pooled": torch.cat([pooled for _, pooled in clip], dim=-1),
         }
     )

@@ -50,15 +50,17 @@ def list_adapter_layer_names(directory: Path, layer: str) -> list[AdapterFileLay
     match = _BLOCK.fullmatch(layer)
     if match is None or match[2] not in _BLOCK_LAYERS:
         return []
-    name, qkv_index = _BLOCK_LAYERS[match[2]]
-    name = f"joint_blocks.{match[1]}.{name}"
+    original_name, qkv_index = _BLOCK_LAYERS[match[2]]
+    original_name = f"joint_blocks.{match[1]}.{original_name}"
     if match[2] == "norm1_context.linear" and _is_last_block(directory, int(match[1])):
-        return [AdapterFileLayer(name, (1, 0), (1, 1))]
+        return [AdapterFileLayer(original_name, (1, 0), (1, 1))]
     return [
-        AdapterFileLayer(name) if qkv_index is None else AdapterFileLayer(name, (qkv_index,), _QKV)
+        AdapterFileLayer(original_name)
+        if qkv_index is None
+        else AdapterFileLayer(original_name, (qkv_index,), _QKV)
     ]
 
 
 def _is_last_block(directory: Path, number: int) -> bool:
-    config = read_json(directory / "transformer" / "config.json")
-    return number == int(config["num_layers"]) - 1
+    transformer_config = read_json(directory / "transformer" / "config.json")
+    return number == int(transformer_config["num_layers"]) - 1

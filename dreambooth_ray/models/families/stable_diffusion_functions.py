@@ -26,7 +26,7 @@ _ENCODER = "text_encoder"
 _PROCESSOR = "feature_extractor"
 
 
-class PlainUNet(NetworkFunction):
+class TraceableStableDiffusionUNet(NetworkFunction):
     """A UNet as a function from tensors to one tensor."""
 
     def forward(self, x: Tensor, time: Tensor, hidden: Tensor) -> Tensor:
@@ -82,10 +82,10 @@ class StableDiffusionFunctions(ClipUNetFunctions):
         self, parts: Components, functions: TextFunctions
     ) -> Callable[[Conditioning], Conditioning]:
         """As `encode_prompt`, without clip_skip."""
-        end_id, encode = int(parts.tokenizer.eos_token_id), functions[_ENCODER]
+        end_id, encode_clip = int(parts.tokenizer.eos_token_id), functions[_ENCODER]
 
         def embed_tokens(tokens: Conditioning) -> Conditioning:
-            return Conditioning({"hidden": embed_windows(encode, tokens["input_ids"], end_id)})
+            return Conditioning({"hidden": embed_windows(encode_clip, tokens["input_ids"], end_id)})
 
         return embed_tokens
 
@@ -95,7 +95,7 @@ class StableDiffusionFunctions(ClipUNetFunctions):
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, timesteps and `hidden`."""
-        return PlainUNet(denoiser)
+        return TraceableStableDiffusionUNet(denoiser)
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of one window."""

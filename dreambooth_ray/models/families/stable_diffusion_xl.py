@@ -8,22 +8,22 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.clip_unet_checks import (
     Configs,
+    check_unet_inputs,
     check_weights,
-    check_widths,
-    read_configs,
+    read_network_configs,
     restrict_to_sampling,
 )
 from dreambooth_ray.models.clip_unet_family import CLIP_UNET_FEATURES, make_clip_unet_family
-from dreambooth_ray.models.family import INDEX, ModelFamily, clip_encoder
+from dreambooth_ray.models.family import INDEX, ModelFamily, make_clip_encoder_part
 from dreambooth_ray.models.kohya_names import KohyaLayer, KohyaNames
 from dreambooth_ray.models.part_configs import CONFIG_FILES, read_json, read_part_config
-from dreambooth_ray.models.pipeline_checks import describe_directory
+from dreambooth_ray.models.pipeline_checks import describe_required_directory
 from dreambooth_ray.models.single_file_names import (
     XL_CLIP_PREFIX,
     XL_OPEN_CLIP_PREFIX,
-    SingleFileEncoder,
+    SingleFileEncoderNames,
     UNetBlocks,
-    name_unet_weight,
+    find_original_unet_name,
 )
 from dreambooth_ray.models.unet_file_layers import list_adapter_layer_names
 
@@ -34,9 +34,9 @@ def _check_directory(directory: Path) -> None:
     """Read every file that loading depends on; raises ConfigError naming the file."""
     if (directory / INDEX).is_file():
         _refuse_refiner(read_json(directory / INDEX))
-    configs = read_configs(directory, FAMILY)
+    configs = read_network_configs(directory, FAMILY)
     _check_inputs(directory, configs)
-    check_widths(directory, FAMILY, configs)
+    check_unet_inputs(directory, FAMILY, configs)
     check_weights(directory, FAMILY, configs)
 
 
@@ -49,33 +49,37 @@ def _refuse_refiner(index: dict[str, Any]) -> None:
 
 
 def _check_inputs(directory: Path, configs: Configs) -> None:
-    unet_config, folder, requirement = (
+    unet_config, unet_folder, directory_requirement = (
         configs["unet"],
         directory / "unet",
-        describe_directory(FAMILY),
+        describe_required_directory(FAMILY),
     )
     if unet_config["addition_embed_type"] != "text_time":
         raise ConfigError(
-            f"{folder} is told of no sizes "
-            f"(addition_embed_type={unet_config['addition_embed_type']!r}); {requirement}"
+            f"{unet_folder} is told of no sizes "
+            f"(addition_embed_type={unet_config['addition_embed_type']!r}); {directory_requirement}"
         )
     for key in ("num_class_embeds", "encoder_hid_dim"):
         if unet_config[key] is not None:
             raise ConfigError(
-                f"{folder} needs inputs beside the prompt ({key}={unet_config[key]!r}); "
-                f"{requirement}"
+                f"{unet_folder} needs inputs beside the prompt ({key}={unet_config[key]!r}); "
+                f"{directory_requirement}"
             )
     second_encoder_config = configs["text_encoder_2"]
-    pooled = second_encoder_config["projection_dim"]
-    projection_width = unet_config["projection_class_embeddings_input_dim"]
-    if projection_width != _NUM_SIZES * unet_config["addition_time_embed_dim"] + pooled:
+    pooled_width = second_encoder_config["projection_dim"]
+    added_embedding_width = unet_config["projection_class_embeddings_input_dim"]
+    size_width = unet_config["addition_time_embed_dim"]
+    are_numbers = type(size_width) is int and type(pooled_width) is int
+    if not are_numbers or added_embedding_width != _NUM_SIZES * size_width + pooled_width:
         raise ConfigError(
-            f"{folder} takes pooled embeddings and sizes of width {projection_width}, and "
-            f"text_encoder_2/ gives {pooled} beside {_NUM_SIZES} sizes; the parts are of different "
-            "models"
+            f"{unet_folder} takes pooled embeddings and sizes of width {added_embedding_width}, "
+            f"and text_encoder_2/ gives {pooled_width} beside {_NUM_SIZES} sizes; the parts are of "
+            "different models"
         )
-    max_prompt_tokens = {configs[p.name]["max_position_embeddings"] for p in FAMILY.text_encoders}
-    if len(max_prompt_tokens) > 1:
+    encoder_token_limits = {
+        configs[p.name]["max_position_embeddings"] for p in FAMILY.text_encoders
+    }
+    if len(encoder_token_limits) > 1:
         raise ConfigError(
             f"{directory}: text_encoder/ and text_encoder_2/ take prompts of different lengths; "
             "the parts are of different models"
@@ -83,11 +87,11 @@ def _check_inputs(directory: Path, configs: Configs) -> None:
     if configs["vae"].get("latents_mean") or configs["vae"].get("latents_std"):
         raise ConfigError(
             f"{directory / 'vae'} gives latents with statistics of their own (latents_mean), as "
-            f"Playground's models have; {requirement}"
+            f"Playground's models have; {directory_requirement}"
         )
 
 
-def _choose_variant(directory: Path) -> ModelFamily:
+def _choose_family_variant(directory: Path) -> ModelFamily:
     scheduler_path = directory / "scheduler" / CONFIG_FILES["scheduler"]
     scheduler_config = read_part_config(directory, "scheduler") if scheduler_path.is_file() else {}
     is_trailing = scheduler_config.get("timestep_spacing") == "trailing"
@@ -112,7 +116,7 @@ def _find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | No
     if part in _KOHYA_TEXT_PREFIXES:
         match = _KOHYA_TEXT.fullmatch(layer)
         layer_path = f"text_model.{match[1]}" if match else ""
-        prefix = _KOHYA_TEXT_PREFIXES[part]
+        kohya_prefix = _KOHYA_TEXT_PREFIXES[part]
     else:
         unet_config = read_part_config(directory, "unet")
         numbered_block_types = enumerate(unet_config["up_block_types"])
@@ -122,12 +126,12 @@ def _find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | No
             if block_type.startswith("CrossAttn")
         ]
         unet_blocks = UNetBlocks(unet_config["layers_per_block"], attention_blocks)
-        is_kohya_layer = _KOHYA_UNET.fullmatch(layer)
-        layer_path, prefix = (
-            name_unet_weight(layer, unet_blocks) if is_kohya_layer else "",
+        is_read_by_kohya = _KOHYA_UNET.fullmatch(layer)
+        layer_path, kohya_prefix = (
+            find_original_unet_name(layer, unet_blocks) if is_read_by_kohya else "",
             "lora_unet",
         )
-    return KohyaLayer(f"{prefix}_{layer_path.replace('.', '_')}") if layer_path else None
+    return KohyaLayer(f"{kohya_prefix}_{layer_path.replace('.', '_')}") if layer_path else None
 
 
 FAMILY = make_clip_unet_family(
@@ -138,12 +142,15 @@ FAMILY = make_clip_unet_family(
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
     ),
-    text_encoders=(clip_encoder(), clip_encoder("CLIPTextModelWithProjection", "_2")),
+    text_encoders=(
+        make_clip_encoder_part(),
+        make_clip_encoder_part("CLIPTextModelWithProjection", "_2"),
+    ),
     functions=(
         "dreambooth_ray.models.families.stable_diffusion_xl_functions:StableDiffusionXLFunctions"
     ),
     check=_check_directory,
-    choose_variant=_choose_variant,
+    choose_variant=_choose_family_variant,
     architecture=lambda _: "stable-diffusion-xl-v1-base",
     features=frozenset(CLIP_UNET_FEATURES),
     kohya_names=KohyaNames(
@@ -152,8 +159,8 @@ FAMILY = make_clip_unet_family(
     ),
     list_adapter_layer_names=list_adapter_layer_names,
     single_file_encoders=lambda _: {
-        "text_encoder": SingleFileEncoder("clip", XL_CLIP_PREFIX),
-        "text_encoder_2": SingleFileEncoder("open_clip", XL_OPEN_CLIP_PREFIX),
+        "text_encoder": SingleFileEncoderNames("clip", XL_CLIP_PREFIX),
+        "text_encoder_2": SingleFileEncoderNames("open_clip", XL_OPEN_CLIP_PREFIX),
     },
     text_function_has_one_output=False,
     layers_left_out=1,

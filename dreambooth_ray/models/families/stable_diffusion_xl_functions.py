@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from dreambooth_ray.models import clip_text
-from dreambooth_ray.models.clip_unet_functions import ClipUNetFunctions, ids_name
+from dreambooth_ray.models.clip_unet_functions import ClipUNetFunctions, token_ids_name
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.model_functions import EncodePrompt, TextForward, TextForwards
@@ -33,7 +33,7 @@ from dreambooth_ray.models.text_training import TextFunctions
 _FIRST, _SECOND = "text_encoder", "text_encoder_2"
 
 
-class SizedUNet(NetworkFunction):
+class TraceableSDXLUNet(NetworkFunction):
     """A UNet that is told of sizes and of a pooled prompt, as a function of tensors."""
 
     def forward(
@@ -82,7 +82,7 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
     ) -> Conditioning:
         """`hidden` of all windows; `pooled` of the first one, without weights, as compel has it."""
         tokenizer, device = parts.tokenizers["tokenizer_2"], parts.text_encoders[_SECOND].device
-        windows = tokenize_windows(tokenizer, [clip_text.strip_weights(prompt)])
+        windows = tokenize_windows(tokenizer, [clip_text.strip_prompt_weights(prompt)])
         first_window = windows.flatten(0, -2)[:1].to(device)
         return Conditioning(
             {
@@ -102,7 +102,8 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
         conditioning = encode(prompt, clip_skip)
         if not negative_prompt and _zeroes_empty_prompt(parts):
             zeros = {
-                name: torch.zeros_like(tensor) for name, tensor in conditioning.tensors.items()
+                tensor_name: torch.zeros_like(tensor)
+                for tensor_name, tensor in conditioning.tensors.items()
             }
             return conditioning, Conditioning(zeros)
         return clip_text.pad_windows(
@@ -114,19 +115,19 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
     ) -> Callable[[Conditioning], Conditioning]:
         """As `encode_prompt`, without clip_skip."""
         first_encoder, second_encoder = self.family.text_encoders
-        first_end, second_end = (
-            int(parts.tokenizers[part.tokenizer].eos_token_id)
-            for part in (first_encoder, second_encoder)
+        first_end_id, second_end_id = (
+            int(parts.tokenizers[encoder_part.tokenizer].eos_token_id)
+            for encoder_part in (first_encoder, second_encoder)
         )
 
         def embed_tokens(tokens: Conditioning) -> Conditioning:
             first_ids, second_ids = (
-                tokens[ids_name(first_encoder)],
-                tokens[ids_name(second_encoder)],
+                tokens[token_ids_name(first_encoder)],
+                tokens[token_ids_name(second_encoder)],
             )
-            hidden = embed_windows(functions[first_encoder.name], first_ids, first_end)
+            hidden = embed_windows(functions[first_encoder.name], first_ids, first_end_id)
             second_hidden, pooled = embed_pooled_windows(
-                functions[second_encoder.name], second_ids, second_end
+                functions[second_encoder.name], second_ids, second_end_id
             )
             return Conditioning(
                 {"hidden": torch.cat([hidden, second_hidden], dim=-1), "pooled": pooled}
@@ -143,8 +144,10 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
         if name != _FIRST:
             return ()
         last_layer_index = int(encoder.config.num_hidden_layers) - 1
-        unused_suffixes = (f"encoder.layers.{last_layer_index}", "final_layer_norm")
-        return tuple(name for name, _ in encoder.named_modules() if name.endswith(unused_suffixes))
+        unused_layer_suffixes = (f"encoder.layers.{last_layer_index}", "final_layer_norm")
+        return tuple(
+            name for name, _ in encoder.named_modules() if name.endswith(unused_layer_suffixes)
+        )
 
     def add_frames(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
         """With `time_ids`: original size, corner of what was cut out, and its size, as they are."""
@@ -155,19 +158,19 @@ class StableDiffusionXLFunctions(ClipUNetFunctions):
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, timesteps, `hidden`, `pooled` and `time_ids`."""
-        return SizedUNet(denoiser)
+        return TraceableSDXLUNet(denoiser)
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of one window."""
-        configs = [encoder.config for encoder in parts.text_encoders.values()]
+        encoder_configs = [encoder.config for encoder in parts.text_encoders.values()]
         text_width, num_tokens = (
-            sum(c.hidden_size for c in configs),
-            configs[0].max_position_embeddings,
+            sum(c.hidden_size for c in encoder_configs),
+            encoder_configs[0].max_position_embeddings,
         )
         return Conditioning(
             {
                 "hidden": torch.empty(batch, num_tokens, text_width),
-                "pooled": torch.empty(batch, configs[1].projection_dim),
+                "pooled": torch.empty(batch, encoder_configs[1].projection_dim),
                 "time_ids": torch.full((batch, 6), side_px),
             }
         )

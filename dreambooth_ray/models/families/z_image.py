@@ -20,7 +20,7 @@ def _check_directory(directory: Path) -> None:
     check_networks(directory)
 
 
-def _choose_variant(directory: Path) -> ModelFamily:
+def _choose_family_variant(directory: Path) -> ModelFamily:
     shift = read_json(directory / "scheduler" / "scheduler_config.json").get("shift", 1.0)
     return {_TURBO_SHIFT: TURBO, 1.0: SMALL}.get(shift, FAMILY)
 
@@ -51,7 +51,7 @@ FAMILY = make_flow_family(
     features=frozenset(("image_to_image", "inpainting")),
     max_prompt_tokens=MAX_TOKENS,
     sampling_defaults={"solver": "euler", "num_inference_steps": 28, "guidance_scale": 5.0},
-    choose_variant=_choose_variant,
+    choose_variant=_choose_family_variant,
 )
 # Distilled: eight steps without guidance.
 TURBO = replace(

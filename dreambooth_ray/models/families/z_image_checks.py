@@ -33,23 +33,23 @@ def check_networks(directory: Path) -> None:
 
     raises: ConfigError naming the file
     """
-    folder, vae_folder = directory / "transformer", directory / "vae"
-    config_counts = read_counts(folder / "config.json", **_DEFAULTS)
-    _check_transformer_config(folder / "config.json", config_counts)
-    check_shapes(folder, list_transformer_shapes(config_counts))
+    transformer_folder, vae_folder = directory / "transformer", directory / "vae"
+    config_counts = read_counts(transformer_folder / "config.json", **_DEFAULTS)
+    _check_transformer_config(transformer_folder / "config.json", config_counts)
+    check_shapes(transformer_folder, list_transformer_shapes(config_counts))
     text_width = check_qwen3(directory / "text_encoder", directory / "tokenizer", min_layers=2)
     if config_counts["cap_feat_dim"] != text_width:
         raise ConfigError(
-            f"{folder} takes text of width {config_counts['cap_feat_dim']}, and text_encoder/ "
-            f"gives {text_width}; the parts are of different models"
+            f"{transformer_folder} takes text of width {config_counts['cap_feat_dim']}, and "
+            f"text_encoder/ gives {text_width}; the parts are of different models"
         )
     vae_config = read_part_config(directory, "vae")
-    shapes = find_weights(vae_folder, "vae").read_shapes()
-    if problem := find_mismatch("vae", vae_config, shapes):
+    stored_shapes = find_weights(vae_folder, "vae").read_shapes()
+    if problem := find_mismatch("vae", vae_config, stored_shapes):
         raise ConfigError(f"{vae_folder}: {problem}; the files are of different models")
     if config_counts["in_channels"] != vae_config["latent_channels"]:
         raise ConfigError(
-            f"{folder} takes {config_counts['in_channels']} channels, and vae/ gives "
+            f"{transformer_folder} takes {config_counts['in_channels']} channels, and vae/ gives "
             f"{vae_config['latent_channels']}; the parts are of different models"
         )
 
@@ -73,21 +73,21 @@ def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     hidden_size, patch_channels = counts["dim"], counts["in_channels"] * PATCH**2
     mlp_width, time_width = int(hidden_size / 3 * 8), min(hidden_size, _TIME_WIDTH)
-    head_shape = [hidden_size // counts["n_heads"]]
+    head_norm_shape = [hidden_size // counts["n_heads"]]
     block_shapes: Shapes = {
         **{
-            f"attention.{name}.weight": [hidden_size, hidden_size]
-            for name in ("to_q", "to_k", "to_v")
+            f"attention.{layer_name}.weight": [hidden_size, hidden_size]
+            for layer_name in ("to_q", "to_k", "to_v")
         },
         "attention.to_out.0.weight": [hidden_size, hidden_size],
-        "attention.norm_q.weight": head_shape,
-        "attention.norm_k.weight": head_shape,
+        "attention.norm_q.weight": head_norm_shape,
+        "attention.norm_k.weight": head_norm_shape,
         "feed_forward.w1.weight": [mlp_width, hidden_size],
         "feed_forward.w2.weight": [hidden_size, mlp_width],
         "feed_forward.w3.weight": [mlp_width, hidden_size],
         **{
-            f"{name}.weight": [hidden_size]
-            for name in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
+            f"{layer_name}.weight": [hidden_size]
+            for layer_name in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
         },
     }
     timed_block_shapes = block_shapes | {

@@ -23,7 +23,7 @@ from dreambooth_ray.models.families.z_image_checks import PATCH
 _KIND = "2-1"  # of an embedder and a final layer: patches of two by two, one frame
 
 
-class BatchedTransformer(nn.Module):
+class TraceableZImageTransformer(nn.Module):
     """The transformer as a function from tensors to the velocity, noise less data."""
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -56,17 +56,19 @@ def _enable_batch_forward(transformer: nn.Module) -> None:
     Its own call, so that what shards, compiles or hooks modules finds it as any other.
     """
     if "forward" not in vars(transformer):
-        transformer.forward = MethodType(_dispatch_forward, transformer)
+        transformer.forward = MethodType(_forward_list_or_batch, transformer)
 
 
-def _dispatch_forward(transformer: Any, x: Any, time: Tensor, *inputs: Any, **options: Any) -> Any:
-    """Lists as diffusers takes them, or what `predict_negative_velocity` takes."""
+def _forward_list_or_batch(
+    transformer: Any, x: Any, time: Tensor, *inputs: Any, **options: Any
+) -> Any:
+    """Lists as diffusers takes them, or what `predict_data_minus_noise` takes."""
     if isinstance(x, list):
         return type(transformer).forward(transformer, x, time, *inputs, **options)
-    return predict_negative_velocity(transformer, x, time, *inputs)
+    return predict_data_minus_noise(transformer, x, time, *inputs)
 
 
-def predict_negative_velocity(
+def predict_data_minus_noise(
     transformer: Any,
     x: Tensor,
     share_done: Tensor,
@@ -76,17 +78,17 @@ def predict_negative_velocity(
 ) -> Tensor:
     """What the transformer says of noisy latents: data less noise, (B, C, h, w).
 
-    share_done: (B,), 0 noise to 1 data; the others as of `BatchedTransformer`
+    share_done: (B,), 0 noise to 1 data; the others as of `TraceableZImageTransformer`
     """
-    rows, columns = x.shape[-2] // PATCH, x.shape[-1] // PATCH
+    num_rows, num_columns = x.shape[-2] // PATCH, x.shape[-1] // PATCH
     time_embedding = transformer.t_embedder(share_done * transformer.t_scale).type_as(x)
     image_tokens = transformer.all_x_embedder[_KIND](_patchify(x))
-    num_padding = -(rows * columns) % SEQ_MULTI_OF
+    num_padding = -(num_rows * num_columns) % SEQ_MULTI_OF
     # None of it too: the token then has a gradient of zeros, for which DDP waits.
     padding = transformer.x_pad_token.to(image_tokens).expand(x.shape[0], num_padding, -1)
     image_tokens = torch.cat([image_tokens, padding], dim=1)
     image_rotation, caption_rotation = _find_rotations(
-        transformer, (rows, columns, num_padding), is_token, is_attended
+        transformer, (num_rows, num_columns, num_padding), is_token, is_attended
     )
     for block in transformer.noise_refiner:
         image_tokens = _run_block(
@@ -107,10 +109,10 @@ def predict_negative_velocity(
     rotation = torch.cat([image_rotation, caption_rotation], dim=1)
     for block in transformer.layers:
         joint_tokens = _run_block(transformer, block, joint_tokens, mask, rotation, time_embedding)
-    patches = transformer.all_final_layer[_KIND](
-        joint_tokens[:, : rows * columns], c=time_embedding
+    predicted_patches = transformer.all_final_layer[_KIND](
+        joint_tokens[:, : num_rows * num_columns], c=time_embedding
     )
-    return _unpatchify(patches, rows, columns)
+    return _unpatchify(predicted_patches, num_rows, num_columns)
 
 
 def _run_block(transformer: Any, block: nn.Module, *inputs: Tensor | None) -> Tensor:
@@ -130,7 +132,7 @@ def _find_rotations(
 
     size: rows and columns of image tokens, and padding behind them
     """
-    rows, columns, num_padding = size
+    num_rows, num_columns, num_padding = size
     device, num_tokens = is_token.device, is_token.shape[1]
     # The image follows its own caption, padded to a multiple of 32.
     caption_lengths = (
@@ -138,11 +140,18 @@ def _find_rotations(
         if is_attended is None
         else is_attended.sum(dim=1)
     )
-    frame_positions = (caption_lengths + 1)[:, None].expand(-1, rows * columns)
-    row = torch.arange(rows, device=device).repeat_interleave(columns).expand_as(frame_positions)
-    column = torch.arange(columns, device=device).repeat(rows).expand_as(frame_positions)
+    frame_positions = (caption_lengths + 1)[:, None].expand(-1, num_rows * num_columns)
+    row_positions = (
+        torch.arange(num_rows, device=device)
+        .repeat_interleave(num_columns)
+        .expand_as(frame_positions)
+    )
+    column_positions = (
+        torch.arange(num_columns, device=device).repeat(num_rows).expand_as(frame_positions)
+    )
     image_positions = F.pad(
-        torch.stack([frame_positions, row, column], dim=2), (0, 0, 0, num_padding)
+        torch.stack([frame_positions, row_positions, column_positions], dim=2),
+        (0, 0, 0, num_padding),
     )
     token_positions = torch.arange(1, num_tokens + 1, device=device).expand(
         caption_lengths.shape[0], -1
@@ -155,19 +164,21 @@ def _find_rotations(
 
 def _rotate_positions(transformer: Any, positions: Tensor) -> Tensor:
     """(B, S, 3) positions to (B, S, E) unit numbers, as of diffusers' tables."""
-    angles = []
+    angles_by_axis = []
     for axis, axis_dim in enumerate(transformer.axes_dims):
         even_indices = torch.arange(0, axis_dim, 2, dtype=torch.float64, device=positions.device)
         frequencies = 1.0 / (transformer.rope_theta ** (even_indices / axis_dim))
-        angles.append(positions[..., axis, None].double() * frequencies)
-    angle = torch.cat(angles, dim=-1).float()
-    return torch.polar(torch.ones_like(angle), angle)
+        angles_by_axis.append(positions[..., axis, None].double() * frequencies)
+    rotation_angles = torch.cat(angles_by_axis, dim=-1).float()
+    return torch.polar(torch.ones_like(rotation_angles), rotation_angles)
 
 
 def _patchify(latents: Tensor) -> Tensor:
     """(B, C, h, w) to (B, N, 4 C), channels last within a patch."""
-    batch_size, channels, height, width = latents.shape
-    patches = latents.reshape(batch_size, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    batch_size, num_channels, latent_height, latent_width = latents.shape
+    patches = latents.reshape(
+        batch_size, num_channels, latent_height // PATCH, PATCH, latent_width // PATCH, PATCH
+    )
     return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 

@@ -18,7 +18,7 @@ from dreambooth_ray.models.chat_text import tokenize_chat
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.families.z_image_checks import MAX_TOKENS, PATCH
-from dreambooth_ray.models.families.z_image_forward import BatchedTransformer
+from dreambooth_ray.models.families.z_image_forward import TraceableZImageTransformer
 from dreambooth_ray.models.flow_functions import FlowFunctions
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
@@ -55,10 +55,10 @@ class ZImageFunctions(FlowFunctions, PromptLimitFunctions):
         """
         token_ids, mask = tokenize_chat(parts.tokenizer, prompt, MAX_TOKENS, thinks=True)
         token_ids = token_ids[mask.bool()][None].to(parts.text_encoder.device)
-        outputs = encoders[_ENCODER](token_ids, output_hidden_states=True)
-        hidden = outputs.hidden_states[-2]
-        is_token = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        return _pad_tokens(Conditioning({"hidden": hidden, "is_token": is_token}), SEQ_MULTI_OF)
+        encoder_outputs = encoders[_ENCODER](token_ids, output_hidden_states=True)
+        hidden = encoder_outputs.hidden_states[-2]
+        token_mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        return _pad_tokens(Conditioning({"hidden": hidden, "is_token": token_mask}), SEQ_MULTI_OF)
 
     def check_prompt(self, tokenizers: Mapping[str, Any], prompt: str) -> None:
         """As `PromptLimitFunctions.check_prompt`."""
@@ -79,7 +79,7 @@ class ZImageFunctions(FlowFunctions, PromptLimitFunctions):
 
     def denoiser_function(self, denoiser: nn.Module) -> nn.Module:
         """Of latents, sigmas and the tensors of a conditioning."""
-        return BatchedTransformer(denoiser)
+        return TraceableZImageTransformer(denoiser)
 
     def example_conditioning(self, parts: Components, batch: int, side_px: int) -> Conditioning:
         """Of a caption of 64 tokens."""
@@ -97,9 +97,9 @@ def _mark_attended(row: Conditioning) -> Conditioning:
 
 def _pad_tokens(row: Conditioning, multiple: int) -> Conditioning:
     """With zeros, and False, to a multiple of so many tokens."""
-    num_missing = -row["hidden"].shape[1] % multiple
+    num_padding = -row["hidden"].shape[1] % multiple
     padded_tensors = {
-        name: F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, num_missing))
-        for name, tensor in row.tensors.items()
+        tensor_name: F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, num_padding))
+        for tensor_name, tensor in row.tensors.items()
     }
     return Conditioning(padded_tensors)

@@ -24,8 +24,10 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     match = _BLOCK.fullmatch(layer)
     if match is None or match[3] not in _LAYERS:
         return None
-    name, qkv_index, num_parts = _LAYERS[match[3]]
-    return KohyaLayer(f"{_PREFIX}{match[1]}_{match[2]}_{name}", qkv_index, (1,) * num_parts)
+    kohya_name, qkv_index, num_fused_layers = _LAYERS[match[3]]
+    return KohyaLayer(
+        f"{_PREFIX}{match[1]}_{match[2]}_{kohya_name}", qkv_index, (1,) * num_fused_layers
+    )
 
 
 # diffusers numbers them by patch sizes.

@@ -8,13 +8,13 @@ from PIL import Image
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.precision import cast_untrainable_encoders
-from dreambooth_ray.models.trainable_params import prepare_sampling
+from dreambooth_ray.models.trainable_params import prepare_sampling_parts
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.training.module import DreamBoothModule
 
 
-def make_requests(config: Config) -> list[Request]:
+def make_sample_requests(config: Config) -> list[Request]:
     """One request for each sample prompt."""
     size_px = config.train.side_px
     return [
@@ -35,19 +35,19 @@ def is_sample_due(config: Config, step: int) -> bool:
     return bool(interval) and step % interval == 0
 
 
-def sample_prompts(config: Config, components: Components) -> list[tuple[str, np.ndarray]]:
+def generate_sample_images(config: Config, components: Components) -> list[tuple[str, np.ndarray]]:
     """Each sample prompt and its image, (H, W, 3) uint8, where the denoiser is.
 
-    components: in training, prepared by `prepare_sampling`; left in evaluation mode
+    components: in training, prepared by `prepare_sampling_parts`; left in evaluation mode
     """
-    requests = make_requests(config)
-    images = _sample_requests(components, requests)
+    requests = make_sample_requests(config)
+    images = _generate_images(components, requests)
     return [(r.prompt, np.asarray(i)) for r, i in zip(requests, images, strict=True)]
 
 
-def _sample_requests(components: Components, requests: list[Request]) -> list[Image.Image]:
-    engine = Engine(components, device=str(components.denoiser.device))
-    return [output.image for output in engine.sample(requests)]
+def _generate_images(components: Components, requests: list[Request]) -> list[Image.Image]:
+    sampling_engine = Engine(components, device=str(components.denoiser.device))
+    return [output.image for output in sampling_engine.sample(requests)]
 
 
 class PromptSampler:
@@ -63,22 +63,22 @@ class PromptSampler:
 
     def sample_images(self, module: DreamBoothModule) -> list[tuple[str, np.ndarray]]:
         """Each sample prompt and its image, (H, W, 3) uint8."""
-        requests = make_requests(self._config)
-        images = self.sample_requests(module, requests)
+        requests = make_sample_requests(self._config)
+        images = self.generate_request_images(module, requests)
         return [(r.prompt, np.asarray(i)) for r, i in zip(requests, images, strict=True)]
 
-    def sample_requests(
+    def generate_request_images(
         self, module: DreamBoothModule, requests: list[Request]
     ) -> list[Image.Image]:
         """The images that are asked for, one each."""
         components = load_components(self._model_directory)
         components.denoiser = module.denoiser
         components.text_encoders |= module.text_encoders
-        prepare_sampling(self._config, components)
+        prepare_sampling_parts(self._config, components)
         cast_untrainable_encoders(components, self._config.train.precision)
         try:
-            with module.averaged_weights():
-                return _sample_requests(components, requests)
+            with module.using_averaged_weights():
+                return _generate_images(components, requests)
         finally:
             module.denoiser.train(self._config.train.unet)
             for text_encoder in module.text_encoders.values():

@@ -29,7 +29,9 @@ class SideWork:
         self._run, self._reported_kinds, self._is_first = run, set[str](), is_first
         self._lock, self._num_failures = threading.Lock(), num_failures
         self._tasks: queue.Queue[_Task | None] = queue.Queue(_MOST_WAITING)
-        self._thread = threading.Thread(target=self._run_tasks, name="side work", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run_queued_tasks, name="side work", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -69,7 +71,7 @@ class SideWork:
             self._reported_kinds.add(failure_kind)
         if not (is_new_kind and self._is_first):
             return
-        self.say(f"warning: {task_name} failed: {_in_one_line(error)}; training goes on without")
+        self.say(f"warning: {task_name} failed: {_describe_error(error)}; training goes on without")
 
     def say(self, text: str) -> None:
         """Tell whoever watches the run, in the thread: storage may be away, and nobody waits."""
@@ -91,7 +93,7 @@ class SideWork:
                 "them, and their last values may be missing there. metrics.jsonl has all"
             )
 
-    def _run_tasks(self) -> None:
+    def _run_queued_tasks(self) -> None:
         while (task := self._tasks.get()) is not None:
             task_name, task_function = task
             try:
@@ -104,6 +106,6 @@ class SideWork:
             post_message(self._run, text)
 
 
-def _in_one_line(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     error_text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {error_text}" if error_text else type(error).__name__

@@ -67,13 +67,13 @@ class StepMetrics:
 
     def is_due(self, step: int, device: torch.device) -> bool:
         """Whether it is time to read, after this step."""
-        default_interval = 1 if device.type == "cpu" else READ_EVERY
-        return step % (self._read_every or default_interval) == 0
+        default_read_interval = 1 if device.type == "cpu" else READ_EVERY
+        return step % (self._read_every or default_read_interval) == 0
 
     def read(self, build_metrics: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
         """The metrics of all steps since the last read; `is_stop_requested` is of them too.
 
-        build_metrics: `DreamBoothModule.build_metrics`
+        build_metrics: `DreamBoothModule.build_step_metrics`
         """
         unread_steps, self._unread = self._unread, []
         if not unread_steps:
@@ -92,5 +92,5 @@ class StepMetrics:
 
     def take_preemption_check_request(self) -> bool:
         """Whether a worker wanted to look in the steps read since the last call; on all alike."""
-        is_look_requested, self._is_look_requested = self._is_look_requested, False
-        return is_look_requested
+        is_check_requested, self._is_look_requested = self._is_look_requested, False
+        return is_check_requested

@@ -64,7 +64,7 @@ class ValidationSet:
         # The example of each row of all batches.
         self._rows: list[int] = []
 
-    def load_batches(self) -> list[Batch]:
+    def make_batches(self) -> list[Batch]:
         """All examples, B of one shape at a time; a shape's last batch is filled up with its last
         example.
         """
@@ -74,8 +74,8 @@ class ValidationSet:
             self.num_examples = len(self._examples)
             example_indices_by_shape: dict[torch.Size, list[int]] = {}
             for example_index, (image_index, _) in enumerate(self._examples):
-                shape = self._means[image_index].shape
-                example_indices_by_shape.setdefault(shape, []).append(example_index)
+                latents_shape = self._means[image_index].shape
+                example_indices_by_shape.setdefault(latents_shape, []).append(example_index)
             for example_indices in example_indices_by_shape.values():
                 while len(example_indices) % _BATCH:
                     example_indices.append(example_indices[-1])
@@ -90,8 +90,10 @@ class ValidationSet:
             num_priors = self._priors.count
             for index in range(num_priors - self._config.validation.class_images, num_priors):
                 self._means.append(self._priors.load_posterior(index)[0, 0])
-                shape = self._class_shapes[index % len(self._class_shapes)]
-                self._frames.append(ImageFrame.of_whole(shape.height, shape.width))
+                image_shape = self._class_shapes[index % len(self._class_shapes)]
+                self._frames.append(
+                    ImageFrame.of_whole_image(image_shape.height, image_shape.width)
+                )
                 self._image_captions.append(
                     self._priors.captions[self._priors.caption_index(index)]
                 )
@@ -102,7 +104,7 @@ class ValidationSet:
         tokens, conditioning = self._captions.look_up(
             [self._image_captions[image_index] for image_index, _ in examples]
         )
-        sampled_noise = noise.normal(
+        sampled_noise = noise.sample_normal(
             self._config.seed, "validation", 0, indices, tuple(latents.shape[1:])
         )
         return Batch(
@@ -127,7 +129,8 @@ class ValidationSet:
         num_bins = self._config.validation.bins
         bin_indices = noise_level_indices // (len(self._times) // num_bins)
         instance_loss, prior_loss = (
-            float(x) for x in objective.compute_mean_errors(errors, num_photograph_examples)
+            float(x)
+            for x in objective.compute_instance_and_prior_errors(errors, num_photograph_examples)
         )
         total_loss = objective.prior_preserving_loss(
             instance_loss, [prior_loss], [self._config.prior.weight]
@@ -155,7 +158,7 @@ def compute_validation_losses(
     Workers share the batches, and take equally many, since sharded ones must move in step. None on
     all of them if one worker can't read its examples, or can't compute one.
     """
-    batches = side_work.run("validation", validation_set.load_batches, None)
+    batches = side_work.run("validation", validation_set.make_batches, None)
     world_size, rank = trainer.world_size, trainer.global_rank
     if not _all_workers_can(trainer, module, batches is not None, side_work) or batches is None:
         return None
@@ -199,12 +202,16 @@ def _all_workers_can(
 @contextmanager
 def _evaluation_mode(trainer: pl.Trainer, module: DreamBoothModule) -> Iterator[None]:
     """Averaged weights, no dropout, no gradients, the configured precision; then as before."""
-    training_modules = [m for m in module.modules() if m.training]
+    modules_in_training_mode = [m for m in module.modules() if m.training]
     module.eval()
-    with torch.no_grad(), module.averaged_weights(), trainer.precision_plugin.forward_context():
+    with (
+        torch.no_grad(),
+        module.using_averaged_weights(),
+        trainer.precision_plugin.forward_context(),
+    ):
         yield
-    for training_module in training_modules:
-        training_module.training = True
+    for module_in_training_mode in modules_in_training_mode:
+        module_in_training_mode.training = True
 
 
 class Validation:

@@ -36,7 +36,7 @@ def load_trained_weights(state: Path) -> dict[str, Mapping[str, torch.Tensor]]:
 
     raises: CheckpointError if the state is of a kind that nothing here reads
     """
-    return _sort_by_part(_open_weights(state))
+    return _group_weights_by_part(_open_weights(state))
 
 
 @contextlib.contextmanager
@@ -59,11 +59,11 @@ def verified_weights(files: CheckpointFiles) -> Iterator[dict[str, Mapping[str, 
     with contextlib.closing(
         VerifiedTensors(weights_file, files.digests[weights_file.name])
     ) as tensors:
-        yield _sort_by_part(tensors)
+        yield _group_weights_by_part(tensors)
         tensors.verify()
 
 
-def _sort_by_part(
+def _group_weights_by_part(
     weights: Mapping[str, torch.Tensor],
 ) -> dict[str, Mapping[str, torch.Tensor]]:
     names_by_part: dict[str, dict[str, str]] = {}
@@ -71,12 +71,12 @@ def _sort_by_part(
         part_name, _, name = full_name.removeprefix("_forward_module.").partition(".")
         names_by_part.setdefault(part_name, {})[name] = full_name
     return {
-        part_name: _select_weights(weights, part_names)
+        part_name: _view_part(weights, part_names)
         for part_name, part_names in names_by_part.items()
     }
 
 
-def _select_weights(weights: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> LazyTensors:
+def _view_part(weights: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> LazyTensors:
     return LazyTensors(names, lambda name: weights[names[name]])
 
 
@@ -97,7 +97,7 @@ def _open_weights(state: Path) -> Mapping[str, torch.Tensor]:
 
 def _find_tensor_file(state: Path) -> Path | None:
     candidate_files = (tensor_file(state, key) for key in (AVERAGE, WEIGHTS))
-    return next((file for file in candidate_files if file.is_file()), None)
+    return next((path for path in candidate_files if path.is_file()), None)
 
 
 def _open_zero_weights(state: Path) -> LazyTensors:
@@ -115,13 +115,13 @@ def _open_zero_weights(state: Path) -> LazyTensors:
 
 def _open_sharded_weights(state: Path) -> LazyTensors:
     """torch.distributed.checkpoint's: of each weight the pieces that workers wrote."""
-    metadata = FileSystemReader(state).read_metadata().state_dict_metadata
-    weights = {
-        key.removeprefix(_SHARDED_PREFIX): entry
-        for key, entry in metadata.items()
-        if key.startswith(_SHARDED_PREFIX) and isinstance(entry, TensorStorageMetadata)
+    metadata_by_key = FileSystemReader(state).read_metadata().state_dict_metadata
+    weight_metadata = {
+        key.removeprefix(_SHARDED_PREFIX): tensor_metadata
+        for key, tensor_metadata in metadata_by_key.items()
+        if key.startswith(_SHARDED_PREFIX) and isinstance(tensor_metadata, TensorStorageMetadata)
     }
-    return LazyTensors(sorted(weights), _ShardedReader(state, weights))
+    return LazyTensors(sorted(weight_metadata), _ShardedReader(state, weight_metadata))
 
 
 class _ShardedReader:
@@ -134,21 +134,23 @@ class _ShardedReader:
     def __call__(self, name: str) -> torch.Tensor:
         """A weight; quick where they are asked for by their names in order."""
         if name not in self._batch:
-            self._batch = self._read_batch(name)
+            self._batch = self._read_weights_batch(name)
         return self._batch.pop(name)
 
-    def _read_batch(self, first: str) -> dict[str, torch.Tensor]:
-        weights_batch: dict[str, torch.Tensor] = {}
+    def _read_weights_batch(self, first: str) -> dict[str, torch.Tensor]:
+        weight_by_name: dict[str, torch.Tensor] = {}
         size_bytes = 0
         for name in self._names[self._names.index(first) :]:
             tensor_metadata = self._weights[name]
-            weight = torch.empty(tensor_metadata.size, dtype=tensor_metadata.properties.dtype)
-            if weights_batch and size_bytes + weight.nbytes > _BATCH_BYTES:
+            weight_tensor = torch.empty(
+                tensor_metadata.size, dtype=tensor_metadata.properties.dtype
+            )
+            if weight_by_name and size_bytes + weight_tensor.nbytes > _BATCH_BYTES:
                 break
-            weights_batch[name] = weight
-            size_bytes += weight.nbytes
+            weight_by_name[name] = weight_tensor
+            size_bytes += weight_tensor.nbytes
         tensors_to_load: dict[str, Any] = {
-            f"{_SHARDED_PREFIX}{name}": w for name, w in weights_batch.items()
+            f"{_SHARDED_PREFIX}{name}": w for name, w in weight_by_name.items()
         }
         with warnings.catch_warnings():
             # That it reads in this process alone, which is what no_dist asks for.
@@ -156,7 +158,7 @@ class _ShardedReader:
             load_distributed(
                 tensors_to_load, storage_reader=FileSystemReader(self._state), no_dist=True
             )
-        return weights_batch
+        return weight_by_name
 
 
 def make_universal(state: Path) -> None:

@@ -22,7 +22,7 @@ class BaseModel:
     directory: Path
     digest: str
 
-    def has_digest(self, digest: str) -> bool:
+    def matches_digest(self, digest: str) -> bool:
         """Whether a checkpoint's digest is this model's; so is none."""
         return digest in ("", self.digest) or has_model_hash(self.directory, digest)
 
@@ -56,7 +56,9 @@ def tensor_file(state: Path, key: str) -> Path:
     return state.with_name(f"{key}{SUFFIX}")
 
 
-def restore_weights(run: Store, checkpoint: fence.CheckpointId, local: Path) -> CheckpointFiles:
+def download_weight_files(
+    run: Store, checkpoint: fence.CheckpointId, local: Path
+) -> CheckpointFiles:
     """The files of one checkpoint that its weights are in, for `verified_weights`.
 
     They are downloaded into `local`, unless the store is a folder of this machine: then they are
@@ -65,27 +67,29 @@ def restore_weights(run: Store, checkpoint: fence.CheckpointId, local: Path) -> 
 
     raises: CheckpointError naming a file that is missing or differs
     """
-    folder, _, files = manifest.read_entries(run, checkpoint.name)
-    if file_fault := manifest.find_mismatched_file(run, folder, files):
+    folder, _, file_entries = manifest.read_entries(run, checkpoint.name)
+    if file_fault := manifest.find_mismatched_file(run, folder, file_entries):
         raise CheckpointError(f"{run.uri}/{file_fault}")
-    weight_file_names = _choose_weights([file.name for file in files])
-    weight_files = [file for file in files if file.name in weight_file_names]
+    weight_file_names = _choose_weight_files([file_entry.name for file_entry in file_entries])
+    weight_file_entries = [
+        file_entry for file_entry in file_entries if file_entry.name in weight_file_names
+    ]
     if run.is_local:
-        digests = {file.name: file.sha256 for file in weight_files}
+        digests = {file_entry.name: file_entry.sha256 for file_entry in weight_file_entries}
         return CheckpointFiles(run.local_path(folder) / STATE, digests)
-    manifest.download_files(run, folder, weight_files, local)
+    manifest.download_files(run, folder, weight_file_entries, local)
     return CheckpointFiles(local / STATE)
 
 
-def _choose_weights(names: list[str]) -> list[str]:
+def _choose_weight_files(names: list[str]) -> list[str]:
     """The file of averaged weights, else of weights; all where they are in one with the rest."""
-    for weights_kind in (AVERAGE, WEIGHTS):
-        if f"{weights_kind}{SUFFIX}" in names:
-            return [f"{weights_kind}{SUFFIX}"]
+    for tensor_file_key in (AVERAGE, WEIGHTS):
+        if f"{tensor_file_key}{SUFFIX}" in names:
+            return [f"{tensor_file_key}{SUFFIX}"]
     return names
 
 
-def restore_newest(
+def download_newest_checkpoint(
     run: Store, local: Path, on_damage: Callable[[str], None] = lambda _: None
 ) -> DownloadedCheckpoint | None:
     """The newest intact checkpoint; None if there is none at all.
@@ -113,7 +117,7 @@ def check_same_model_and_strategy(
 ) -> None:
     """raises: CheckpointError if a checkpoint is of another model, or of another strategy"""
     metadata = checkpoint.about
-    if not model.has_digest(str(metadata.get("model_hash", ""))):
+    if not model.matches_digest(str(metadata.get("model_hash", ""))):
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} in {run_uri} is of another model than "
             "model.uri; give the model that the run was started with"

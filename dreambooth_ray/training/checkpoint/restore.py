@@ -12,7 +12,7 @@ from torch import distributed
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.storage.scratch import ScratchFolder, shared_path
+from dreambooth_ray.storage.scratch import ScratchFolder, scratch_folder_path
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import convert, download
 from dreambooth_ray.training.checkpoint.save import WorkerRank
@@ -61,7 +61,7 @@ def restored_checkpoint(
         if checkpoint is None:
             yield None
         else:
-            folder = shared_path(scratch_name, config.storage.scratch)
+            folder = scratch_folder_path(scratch_name, config.storage.scratch)
             if checkpoint.stored_in is not None:
                 folder = run.local_path(checkpoint.stored_in)
             yield RestoredState(
@@ -89,7 +89,7 @@ class _FoundCheckpoint:
 def _download_checkpoint(
     run: Store, config: Config, model: download.BaseModel, folder: Path, warns: bool
 ) -> _FoundCheckpoint | None:
-    checkpoint = download.restore_newest(
+    checkpoint = download.download_newest_checkpoint(
         run, folder, lambda text: post_message(run, f"warning: {text}") if warns else None
     )
     if checkpoint is None:

@@ -44,7 +44,7 @@ class CheckpointRotation:
         self._checkpoints: dict[int, CheckpointId] | None = None
         self._values: dict[int, float] = {}
 
-    def rotate_after(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
+    def rotate_after_commit(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
         """As `rotate`, when the checkpoint of `step` has been committed.
 
         records: the run's metrics, which say the same as the manifests of its checkpoints
@@ -60,18 +60,20 @@ class CheckpointRotation:
 
     def rotate(self) -> None:
         """Remove what is not kept, and at first what counts no more."""
-        if fence.is_followed(self._run, self._lease):
+        if fence.has_newer_holder(self._run, self._lease):
             return
         if self._checkpoints is None:
-            run_history = fence.read_history(self._run)
-            self._checkpoints = run_history.checkpoints
-            for void_checkpoint in run_history.void_checkpoints:
-                manifest.remove_artifact(self._run, void_checkpoint.name)
+            checkpoint_history = fence.read_history(self._run)
+            self._checkpoints = checkpoint_history.checkpoints
+            for invalid_checkpoint in checkpoint_history.void_checkpoints:
+                manifest.remove_artifact(self._run, invalid_checkpoint.name)
         checkpoint_config, protected_steps = self._config.checkpoint, frozenset[int]()
         if self._config.choice.rule == "best":
             selection = read_selection(self._run, self._lease)
-            is_due = partial(is_evaluation_due, self._config)
-            protected_steps = find_protected_steps(self._checkpoints, selection, is_due)
+            is_evaluation_due_at = partial(is_evaluation_due, self._config)
+            protected_steps = find_protected_steps(
+                self._checkpoints, selection, is_evaluation_due_at
+            )
         rotate_checkpoints(
             self._run,
             checkpoint_config.keep,
@@ -104,8 +106,8 @@ def rotate_checkpoints(
         return
     kept_steps = {*steps[-num_kept:], *protected_steps}
     if best_metric:
-        metric_values = {} if values is None else values
-        kept_steps |= {best_step(run, checkpoints.values(), best_metric, metric_values)}
+        metric_by_step = {} if values is None else values
+        kept_steps |= {best_step(run, checkpoints.values(), best_metric, metric_by_step)}
     for step in steps:
         if step not in kept_steps:
             manifest.remove_artifact(run, checkpoints.pop(step).name)

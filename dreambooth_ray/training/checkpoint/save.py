@@ -16,12 +16,12 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.error_tolerant_check import ErrorTolerantCheck
-from dreambooth_ray.storage.scratch import ScratchFolder, shared_path
+from dreambooth_ray.storage.scratch import ScratchFolder, scratch_folder_path
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint import retention
 from dreambooth_ray.training.checkpoint.download import STATE
-from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+from dreambooth_ray.training.checkpoint.last_local_checkpoint import LastLocalCheckpoint
 from dreambooth_ray.training.checkpoint_selection import read_selection, write_early_end_step
 from dreambooth_ray.training.metrics_log import MetricsLog
 from dreambooth_ray.training.stop_request import is_stop_requested
@@ -59,7 +59,7 @@ class CheckpointUploader:
         self.metrics_log: MetricsLog | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self.kept: KeptCheckpoint | None = None
+        self.kept: LastLocalCheckpoint | None = None
 
     def submit(
         self,
@@ -78,7 +78,7 @@ class CheckpointUploader:
         assert self._pending is None
         step_metrics = {name: value for name, value in metrics.items() if name != "step"}
         about = {**about, "step": step, "metrics": step_metrics}
-        self._pending = self._pool.submit(self._upload, step, nonce, local, about, is_kept)
+        self._pending = self._pool.submit(self._upload_files, step, nonce, local, about, is_kept)
 
     def finish_upload(self) -> None:
         """Wait until nothing is under way; raises what went wrong with it."""
@@ -86,7 +86,7 @@ class CheckpointUploader:
         if pending_upload is not None:
             pending_upload.result()
 
-    def _upload(
+    def _upload_files(
         self, step: int, nonce: str, local: ScratchFolder, about: dict[str, object], is_kept: bool
     ) -> None:
         name = paths.checkpoint(step, self._lease)
@@ -94,51 +94,51 @@ class CheckpointUploader:
         try:
             entries = manifest.upload_files(self._run, folder, local.path)
             if self._worker_rank.host:
-                part_json = json.dumps([asdict(entry) for entry in entries]).encode()
-                self._run.write(f"{folder}/{_part_file(self._worker_rank.host)}", part_json)
+                entries_json = json.dumps([asdict(entry) for entry in entries]).encode()
+                self._run.write(f"{folder}/{_entries_file(self._worker_rank.host)}", entries_json)
                 return
-            for host in range(1, self._worker_rank.num_hosts):
-                entries += self._wait_for_part(folder, host)
+            for host_index in range(1, self._worker_rank.num_hosts):
+                entries += self._wait_for_host_entries(folder, host_index)
             # Metrics go first: a checkpoint never knows more than they do.
             if self.metrics_log is not None:
                 self.metrics_log.flush()
             manifest.commit_uploaded(self._run, name, folder, entries, about)
             self._side_work.run(
                 "removing old checkpoints",
-                lambda: self._rotation.rotate_after(step, self._known_metrics(about)),
+                lambda: self._rotation.rotate_after_commit(step, self._list_step_metrics(about)),
                 None,
             )
             if is_kept:
                 digests = {entry.name: entry.sha256 for entry in entries}
-                self.kept = KeptCheckpoint(step, local, digests)
+                self.kept = LastLocalCheckpoint(step, local, digests)
             self._on_commit()
         finally:
             if self.kept is None:
                 local.remove()
 
-    def _known_metrics(self, about: dict[str, object]) -> list[dict[str, Any]]:
+    def _list_step_metrics(self, about: dict[str, object]) -> list[dict[str, Any]]:
         """The metrics that the run went on from, and those of the checkpoint just committed."""
-        records = self.metrics_log.records if self.metrics_log is not None else []
-        metrics = about.get("metrics")
-        if not isinstance(metrics, dict):
-            return records
-        return [*records, {"step": about["step"], **metrics}]
+        step_records = self.metrics_log.records if self.metrics_log is not None else []
+        checkpoint_metrics = about.get("metrics")
+        if not isinstance(checkpoint_metrics, dict):
+            return step_records
+        return [*step_records, {"step": about["step"], **checkpoint_metrics}]
 
-    def _wait_for_part(self, folder: str, host: int) -> list[manifest.FileEntry]:
+    def _wait_for_host_entries(self, folder: str, host: int) -> list[manifest.FileEntry]:
         """What another host has uploaded, once it says so."""
         deadline = time.monotonic() + _PART_TIMEOUT_S
-        while not self._run.exists(f"{folder}/{_part_file(host)}"):
+        while not self._run.exists(f"{folder}/{_entries_file(host)}"):
             if time.monotonic() > deadline:
                 raise StorageError(
                     f"{self._run.uri}/{folder}: host {host} has not uploaded its part of the "
                     f"checkpoint within {_PART_TIMEOUT_S:.0f} s; look at that host"
                 )
             time.sleep(_POLL_S)
-        part_entries = json.loads(self._run.read(f"{folder}/{_part_file(host)}"))
-        return [manifest.FileEntry(**entry) for entry in part_entries]
+        host_entries = json.loads(self._run.read(f"{folder}/{_entries_file(host)}"))
+        return [manifest.FileEntry(**entry) for entry in host_entries]
 
 
-def _part_file(host: int) -> str:
+def _entries_file(host: int) -> str:
     return f"part-{host:05d}.json"
 
 
@@ -160,9 +160,9 @@ class StopRequest:
     def _poll_storage(self) -> None:
         while not self._ended.wait(self._interval_s) and not self.is_requested:
             # Whatever storage answers now, the next poll may see more.
-            self._check.run(self._check_storage_once)
+            self._check.run(self._look_for_stop_request)
 
-    def _check_storage_once(self) -> None:
+    def _look_for_stop_request(self) -> None:
         if is_stop_requested(self._run):
             self._is_seen.set()
 
@@ -170,7 +170,7 @@ class StopRequest:
         """Poll no more."""
         self._ended.set()
 
-    def wait_until_seen(self, timeout_s: float) -> bool:
+    def wait_for_request(self, timeout_s: float) -> bool:
         """Wait for the request; whether it was seen."""
         return self._is_seen.wait(timeout_s)
 
@@ -225,11 +225,11 @@ class CheckpointSaver:
     def save(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         """Save, and stop if evaluations say so. metrics: of the step"""
         step = trainer.global_step
-        if step % self._config.checkpoint.every == 0 and self._has_stalled(trainer, step):
+        if step % self._config.checkpoint.every == 0 and self._should_end_early(trainer, step):
             trainer.should_stop = True
         self._save(trainer, step, metrics)
 
-    def _has_stalled(self, trainer: pl.Trainer, step: int) -> bool:
+    def _should_end_early(self, trainer: pl.Trainer, step: int) -> bool:
         """What the evaluations beside the training say, as the first worker reads it."""
         if not self._config.choice.patience:
             return False
@@ -253,9 +253,9 @@ class CheckpointSaver:
     def _save(self, trainer: pl.Trainer, step: int, metrics: dict[str, float]) -> None:
         started_s = time.monotonic()
         self._uploader.finish_upload()
-        nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
-        scratch_name = f"checkpoint-{nonce}"
-        scratch_path = shared_path(scratch_name, self._config.storage.scratch)
+        upload_nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
+        scratch_name = f"checkpoint-{upload_nonce}"
+        scratch_path = scratch_folder_path(scratch_name, self._config.storage.scratch)
         scratch_folder = None
         if self._worker_rank.local_rank == 0:
             scratch_folder = ScratchFolder(scratch_name, self._config.storage.scratch)
@@ -268,11 +268,11 @@ class CheckpointSaver:
             is_whole_here = self._worker_rank.num_hosts == 1 or self._config.train.strategy == "ddp"
             is_first_worker = self._worker_rank.rank == 0
             is_kept = is_kept and is_whole_here and is_first_worker
-            self._uploader.submit(step, nonce, scratch_folder, self._about, metrics, is_kept)
+            self._uploader.submit(step, upload_nonce, scratch_folder, self._about, metrics, is_kept)
         self.waited_s += time.monotonic() - started_s
 
     @property
-    def kept_checkpoint(self) -> KeptCheckpoint | None:
+    def kept_checkpoint(self) -> LastLocalCheckpoint | None:
         """The last checkpoint, on the first worker; whoever uses it removes its files."""
         return self._uploader.kept
 
@@ -290,11 +290,11 @@ class CheckpointSaver:
 
 def find_worker_rank(context: Any) -> WorkerRank:
     """This worker's ranks, by Ray Train's context; a collective call."""
-    host = int(context.get_node_rank())
-    host_by_rank = [host]
+    host_index = int(context.get_node_rank())
+    host_index_by_rank = [host_index]
     if distributed.is_initialized() and distributed.get_world_size() > 1:
-        host_by_rank = [0] * distributed.get_world_size()
-        distributed.all_gather_object(host_by_rank, host)
+        host_index_by_rank = [0] * distributed.get_world_size()
+        distributed.all_gather_object(host_index_by_rank, host_index)
     return WorkerRank(
-        context.get_world_rank(), context.get_local_rank(), host, max(host_by_rank) + 1
+        context.get_world_rank(), context.get_local_rank(), host_index, max(host_index_by_rank) + 1
     )

@@ -66,56 +66,63 @@ def join_batches(
     in_one_forward: whether photographs on which the output is kept go with all others
     """
     filler_batch = next(iter(batches.values()))
-    by_slot = [batches.get(slot, filler_batch) for slot in range(num_slots)]
-    conditionings, image_frames = list[Conditioning](), list[Tensor]()
-    for batch in by_slot:
-        conditionings.append(_refuse_none(batch.conditioning))
-        image_frames.append(batch.frames)
+    batches_by_slot = [batches.get(slot, filler_batch) for slot in range(num_slots)]
+    conditionings, size_conditionings = list[Conditioning](), list[Tensor]()
+    for batch in batches_by_slot:
+        conditionings.append(_require_conditioning(batch.conditioning))
+        size_conditionings.append(batch.frames)
         if in_one_forward and batch.preserved is not None:
-            conditionings.append(_refuse_none(batch.preserved.conditioning))
-            image_frames.append(batch.frames[: batch.num_photographs])
+            conditionings.append(_require_conditioning(batch.preserved.conditioning))
+            size_conditionings.append(batch.frames[: batch.num_photographs])
     return JoinedBatch(
-        torch.cat([batch.latents for batch in by_slot]).to(device),
-        torch.cat([batch.noise for batch in by_slot]).to(device),
-        torch.cat([batch.times for batch in by_slot]).to(device),
-        _join_conditioning(functions, conditionings, image_frames, device),
+        torch.cat([batch.latents for batch in batches_by_slot]).to(device),
+        torch.cat([batch.noise for batch in batches_by_slot]).to(device),
+        torch.cat([batch.times for batch in batches_by_slot]).to(device),
+        _join_conditioning(functions, conditionings, size_conditionings, device),
         len(filler_batch.latents),
         filler_batch.num_photographs,
-        _join_preserved_rows(functions, by_slot, device, in_one_forward=in_one_forward),
+        _join_preserved_rows(functions, batches_by_slot, device, in_one_forward=in_one_forward),
     )
 
 
-def _refuse_none(conditioning: Conditioning | None) -> Conditioning:
+def _require_conditioning(conditioning: Conditioning | None) -> Conditioning:
     assert conditioning is not None, "text encoders are frozen in slots"
     return conditioning
 
 
 def _join_preserved_rows(
-    functions: ModelFunctions, by_slot: Sequence[Batch], device: torch.device, *,
+    functions: ModelFunctions, batches_by_slot: Sequence[Batch], device: torch.device, *,
     in_one_forward: bool,
 ) -> PreservedRows | None:  # fmt: skip
-    preserved_captions = [batch.preserved for batch in by_slot if batch.preserved is not None]
+    preserved_captions = [
+        batch.preserved for batch in batches_by_slot if batch.preserved is not None
+    ]
     if not preserved_captions:
         return None
-    rows_per_slot, photographs_per_slot = len(by_slot[0].latents), by_slot[0].num_photographs
-    image_frames = [batch.frames[:photographs_per_slot] for batch in by_slot]
-    caption_conditionings = [_refuse_none(c.conditioning) for c in preserved_captions]
-    first_row_indices = torch.arange(len(by_slot), device=device)[:, None] * rows_per_slot
+    num_rows_per_slot, num_photographs_per_slot = (
+        len(batches_by_slot[0].latents),
+        batches_by_slot[0].num_photographs,
+    )
+    size_conditionings = [batch.frames[:num_photographs_per_slot] for batch in batches_by_slot]
+    caption_conditionings = [_require_conditioning(c.conditioning) for c in preserved_captions]
+    first_row_indices = (
+        torch.arange(len(batches_by_slot), device=device)[:, None] * num_rows_per_slot
+    )
     return PreservedRows(
-        (first_row_indices + torch.arange(photographs_per_slot, device=device)).flatten(),
+        (first_row_indices + torch.arange(num_photographs_per_slot, device=device)).flatten(),
         _join_conditioning(
-            functions, [c.base_conditioning for c in preserved_captions], image_frames, device
+            functions, [c.base_conditioning for c in preserved_captions], size_conditionings, device
         ),
         None
         if in_one_forward
-        else _join_conditioning(functions, caption_conditionings, image_frames, device),
+        else _join_conditioning(functions, caption_conditionings, size_conditionings, device),
     )
 
 
 def _join_conditioning(
     functions: ModelFunctions,
     conditionings: Sequence[Conditioning],
-    image_frames: Sequence[Tensor],
+    size_conditionings: Sequence[Tensor],
     device: torch.device,
 ) -> Conditioning:
     """With what the denoiser is told of sizes."""
@@ -123,5 +130,5 @@ def _join_conditioning(
         conditionings[0] if len(conditionings) == 1 else functions.join_rows(conditionings)
     )
     return functions.add_frames(
-        joined_conditioning.to(device), torch.cat(list(image_frames)).to(device)
+        joined_conditioning.to(device), torch.cat(list(size_conditionings)).to(device)
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreambooth_ray.training.recorded_forwards import RecordedForwards
+from dreambooth_ray.training.recorded_forwards import StepForwards
 from dreambooth_ray.training.slots.joined_batch import JoinedBatch, PreservedRows
 
 
@@ -22,37 +22,47 @@ class PreservedOutput:
 
 
 def predict_joined(
-    forwards: RecordedForwards, joined: JoinedBatch, noisy: Tensor
+    forwards: StepForwards, joined: JoinedBatch, noisy: Tensor
 ) -> tuple[Tensor, PreservedOutput | None]:
     """(R, C, h, w) predictions, and what is kept, if anything.
 
     noisy: (R, C, h, w); forwards: with the base model's where its output is kept
     """
-    kept_rows = joined.kept
-    if kept_rows is None:
+    preserved_rows = joined.kept
+    if preserved_rows is None:
         return forwards.predict(noisy, joined.times, joined.conditioning), None
-    kept_noisy, kept_times = noisy[kept_rows.rows], joined.times[kept_rows.rows]
-    base_prediction = forwards.predict_untrained(
-        kept_noisy, kept_times, kept_rows.base_conditioning
+    preserved_noisy_latents, preserved_timesteps = (
+        noisy[preserved_rows.rows],
+        joined.times[preserved_rows.rows],
     )
-    if kept_rows.conditioning is None:
-        prediction, kept_prediction = _predict_at_once(forwards, joined, kept_rows, noisy)
+    base_prediction = forwards.predict_with_base_model(
+        preserved_noisy_latents, preserved_timesteps, preserved_rows.base_conditioning
+    )
+    if preserved_rows.conditioning is None:
+        prediction, preserved_prediction = _predict_with_preserved_rows(
+            forwards, joined, preserved_rows, noisy
+        )
     else:
         # A forward of its own equals the base model's bit for bit, as long as nothing is learnt.
         prediction = forwards.predict(noisy, joined.times, joined.conditioning)
-        kept_prediction = forwards.predict(kept_noisy, kept_times, kept_rows.conditioning)
-    return prediction, PreservedOutput(kept_prediction, base_prediction)
+        preserved_prediction = forwards.predict(
+            preserved_noisy_latents, preserved_timesteps, preserved_rows.conditioning
+        )
+    return prediction, PreservedOutput(preserved_prediction, base_prediction)
 
 
-def _predict_at_once(
-    forwards: RecordedForwards, joined: JoinedBatch, kept_rows: PreservedRows, noisy: Tensor
+def _predict_with_preserved_rows(
+    forwards: StepForwards,
+    joined: JoinedBatch,
+    preserved_rows: PreservedRows,
+    noisy: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """As a CUDA graph has to: a second forward would overwrite what the first keeps."""
     num_rows = len(noisy)
     row_indices_by_slot = torch.cat(
         [
             torch.arange(num_rows, device=noisy.device).view(-1, joined.num_rows),
-            kept_rows.rows.view(-1, joined.num_photographs),
+            preserved_rows.rows.view(-1, joined.num_photographs),
         ],
         dim=1,
     )

@@ -28,7 +28,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class AdapterState:
+class AdapterTrainingState:
     """A subject's training after `step` steps, by names as its checkpoint has them.
 
     weights, and each of `moments`: by name; update_count: the optimizer's own, less skipped steps
@@ -51,12 +51,12 @@ class SlotSubject:
         dataset: TrainingDataset,
         stack: AdapterStack,
         slot: int,
-        state: AdapterState,
+        state: AdapterTrainingState,
     ) -> None:
         """state: of a new adapter, or of a checkpoint; names are peft's, below the network"""
         self.config, self.dataset, self.slot, self.step = config, dataset, slot, state.step
         self._stack, self._rank = stack, config.train.lora.rank
-        self._row = stack.set_slot(slot, config.train.lora, state.weights)
+        self._row = stack.set_slot_adapter(slot, config.train.lora, state.weights)
         self._names = list(state.weights)
         self._optimizer = make_optimizer(config, nn.ParameterDict({"adapter": self._row}))
         self._load_moments(state)
@@ -66,7 +66,7 @@ class SlotSubject:
         if self._average is not None:
             self._average.weights = {n: w.to(self._row.device) for n, w in state.average.items()}
 
-    def _load_moments(self, state: AdapterState) -> None:
+    def _load_moments(self, state: AdapterTrainingState) -> None:
         if not state.moments:
             return
         optimizer_state: dict[str, Tensor] = {"step": torch.tensor(float(state.update_count))}
@@ -74,7 +74,7 @@ class SlotSubject:
             optimizer_state["step"] = optimizer_state["step"].to(self._row.device)
         for moment_name in MOMENTS:
             optimizer_state[moment_name] = torch.zeros_like(self._row.data)
-            self._stack.fill_row(
+            self._stack.fill_adapter_row(
                 optimizer_state[moment_name], self._rank, state.moments[moment_name]
             )
         self._optimizer.state[self._row] = optimizer_state
@@ -96,37 +96,37 @@ class SlotSubject:
 
         returns: () the norm from before clipping
         """
-        gradient, max_norm = self._stack.gradients[self.slot], self.config.train.max_grad_norm
-        norm: Tensor = torch.linalg.vector_norm(gradient)
+        gradient, max_grad_norm = self._stack.gradients[self.slot], self.config.train.max_grad_norm
+        grad_norm: Tensor = torch.linalg.vector_norm(gradient)
         self._row.grad = gradient
-        is_cheap_to_read = norm.device.type in FREE_TO_READ
-        if not (is_cheap_to_read and bool(norm + 1e-6 <= max_norm)):
-            nn.utils.clip_grads_with_norm_([self._row], max_norm, norm)
-        skip_unless_finite(self._optimizer, norm)
+        is_norm_cheap_to_read = grad_norm.device.type in FREE_TO_READ
+        if not (is_norm_cheap_to_read and bool(grad_norm + 1e-6 <= max_grad_norm)):
+            nn.utils.clip_grads_with_norm_([self._row], max_grad_norm, grad_norm)
+        skip_unless_finite(self._optimizer, grad_norm)
         self._optimizer.step()
         self._scheduler.step()
         if self._average is not None:
             self._average.update(self.view_weights(), self.step)
         self.step += 1
-        return norm
+        return grad_norm
 
     def view_weights(self) -> dict[str, Tensor]:
         """The adapter's weights as they are now, by name."""
-        return self._stack.view_row(self._row.data, self._rank)
+        return self._stack.view_adapter_row(self._row.data, self._rank)
 
     def view_bundle_weights(self) -> Mapping[str, Tensor]:
         """What a bundle would get now: the averaged weights, where there are any."""
         averaged_weights = self._average.weights if self._average is not None else {}
         return averaged_weights or self.view_weights()
 
-    def read_state(self) -> AdapterState:
+    def view_training_state(self) -> AdapterTrainingState:
         """The training so far; views of memory that the next step changes."""
         optimizer_state = self._optimizer.state.get(self._row, {})
-        return AdapterState(
+        return AdapterTrainingState(
             self.step,
             self.view_weights(),
             {
-                moment_name: self._stack.view_row(optimizer_state[moment_name], self._rank)
+                moment_name: self._stack.view_adapter_row(optimizer_state[moment_name], self._rank)
                 for moment_name in MOMENTS
                 if moment_name in optimizer_state
             },
@@ -144,8 +144,8 @@ class SlotSubject:
         """Of its schedule."""
         return self._scheduler.state_dict()
 
-    def build_record(self, step: int, values: list[float]) -> dict[str, float]:
+    def build_metrics_record(self, step: int, values: list[float]) -> dict[str, float]:
         """The metrics of a step, from 1. values: of `SlotTrainer.step`, read from the device"""
         *part_losses, grad_norm = values
-        rate = self._scheduler.base_lrs[0] * self._scheduler.lr_lambdas[0](step - 1)
-        return build_step_record(self.config, step, part_losses, grad_norm, float(rate))
+        learning_rate = self._scheduler.base_lrs[0] * self._scheduler.lr_lambdas[0](step - 1)
+        return build_step_record(self.config, step, part_losses, grad_norm, float(learning_rate))

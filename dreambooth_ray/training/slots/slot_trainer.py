@@ -21,7 +21,7 @@ from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.models.activation_checkpointing import checkpoint_activations
 from dreambooth_ray.models.adapter_stack import AdapterStack, make_adapter
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.models.frozen_copy import copy_untrained
+from dreambooth_ray.models.frozen_copy import copy_base_network
 from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.dataset import TrainingDataset
@@ -30,22 +30,22 @@ from dreambooth_ray.training.prediction_errors import (
     combine_losses,
     weigh_errors,
 )
-from dreambooth_ray.training.recorded_forwards import RecordedForwards
+from dreambooth_ray.training.recorded_forwards import StepForwards
 from dreambooth_ray.training.slots.joined_batch import JoinedBatch, join_batches
 from dreambooth_ray.training.slots.joined_forward import predict_joined
-from dreambooth_ray.training.slots.slot_subject import AdapterState, SlotSubject
+from dreambooth_ray.training.slots.slot_subject import AdapterTrainingState, SlotSubject
 from dreambooth_ray.training.slots.solo_network import SoloNetworks
 
 # New adapters that are remembered: most subjects of a fleet have one seed and one rank.
 _KEPT_ADAPTERS = 4
 
 
-class MisfitError(ConfigError):
+class SubjectBatchMismatchError(ConfigError):
     """A subject that can't share this batch, and can be trained by itself."""
 
 
 @dataclass
-class SlotStep:
+class SlotStepResult:
     """What became of each subject in one step of the batch.
 
     values: (3,) or (4,) on the device: the losses as `combine_losses` parts them, and the norm of
@@ -57,7 +57,7 @@ class SlotStep:
 
 
 class SlotTrainer:
-    """A batch of K slots. Runs of one `batch_group` can join it.
+    """A batch of K slots. Runs of one `make_shared_batch_key` can join it.
 
     solo_networks: for what is computed for one subject alone
     """
@@ -81,7 +81,7 @@ class SlotTrainer:
         self._in_one_forward = self._device.type == "cuda"
         self._functions, self._denoiser = components.functions, components.denoiser
         self._process = self._functions.forward_process(components)
-        network: Any = copy_untrained(self._denoiser, shares_weights=True)
+        network: Any = copy_base_network(self._denoiser, shares_weights=True)
         cast_frozen_layers(network, config.train.precision)
         network = network.to(self._device).train()
         use_fast_float32(self._device)
@@ -89,13 +89,13 @@ class SlotTrainer:
         if self._device.type == "cuda":
             network.to(memory_format=torch.channels_last)
         # As it is without anybody's adapter; its weights are the same memory.
-        frozen_network: Any = copy_untrained(network, shares_weights=True)
+        frozen_network: Any = copy_base_network(network, shares_weights=True)
         self.solo_networks = SoloNetworks(replace(components, denoiser=frozen_network))
         if config.train.gradient_checkpointing:
             checkpoint_activations(network, ())
         largest_lora_config = config.train.lora.model_copy(update={"rank": rank})
         self._stack = AdapterStack(network, self.make_adapter(largest_lora_config, 0), num_slots)
-        self._forwards = RecordedForwards(
+        self._forwards = StepForwards(
             config,
             self._functions,
             network,
@@ -114,15 +114,15 @@ class SlotTrainer:
         if adapter_key not in self._new_adapters:
             if len(self._new_adapters) >= _KEPT_ADAPTERS:
                 self._new_adapters.pop(next(iter(self._new_adapters)))
-            self._new_adapters[adapter_key] = self._inject_adapter(lora_config, seed)
+            self._new_adapters[adapter_key] = self._initialize_adapter_weights(lora_config, seed)
         return self._new_adapters[adapter_key]
 
-    def _inject_adapter(self, lora_config: LoraConfig, seed: int) -> dict[str, Tensor]:
-        targets = lora_config.target_modules or self._components.family.lora_targets
-        return make_adapter(self._denoiser, lora_config, targets, seed)
+    def _initialize_adapter_weights(self, lora_config: LoraConfig, seed: int) -> dict[str, Tensor]:
+        target_modules = lora_config.target_modules or self._components.family.lora_targets
+        return make_adapter(self._denoiser, lora_config, target_modules, seed)
 
     @property
-    def num_free(self) -> int:
+    def num_free_slots(self) -> int:
         """Slots that nobody is in."""
         return len(self._stack) - len(self._subjects)
 
@@ -132,7 +132,7 @@ class SlotTrainer:
         return tuple(subject for _, subject in sorted(self._subjects.items()))
 
     def join(
-        self, config: Config, dataset: TrainingDataset, state: AdapterState | None = None
+        self, config: Config, dataset: TrainingDataset, state: AdapterTrainingState | None = None
     ) -> SlotSubject:
         """Put a subject into the first free slot.
 
@@ -148,18 +148,18 @@ class SlotTrainer:
         self._check_conditioning(dataset)
         slot = next(s for s in range(len(self._stack)) if s not in self._subjects)
         if state is None:
-            state = AdapterState(0, self.make_adapter(lora_config, config.seed))
+            state = AdapterTrainingState(0, self.make_adapter(lora_config, config.seed))
         subject = SlotSubject(config, dataset, self._stack, slot, state)
         self._subjects[slot] = subject
         return subject
 
     def _check_conditioning(self, dataset: TrainingDataset) -> None:
         """raises: ConfigError where captions are of more windows than others in the batch have"""
-        batch_key = self._functions.batch_key(dataset.example_conditioning)
+        conditioning_batch_key = self._functions.batch_key(dataset.example_conditioning)
         if not self._subjects:
-            self._batch_key = batch_key
-        elif batch_key != self._batch_key:
-            raise MisfitError(
+            self._batch_key = conditioning_batch_key
+        elif conditioning_batch_key != self._batch_key:
+            raise SubjectBatchMismatchError(
                 "its captions fill another number of windows than those of the subjects that are "
                 "in slots"
             )
@@ -167,19 +167,19 @@ class SlotTrainer:
     def leave(self, subject: SlotSubject) -> None:
         """Make a subject's slot free."""
         del self._subjects[subject.slot]
-        self._stack.clear_slot(subject.slot)
+        self._stack.clear_slot_adapter(subject.slot)
 
-    def step(self) -> SlotStep:
+    def step(self) -> SlotStepResult:
         """One optimizer step of every subject in a slot."""
-        result = SlotStep()
+        step_result = SlotStepResult()
         batches: dict[int, Batch] = {}
         for subject in self.subjects:
             try:
                 batches[subject.slot] = subject.dataset.make_batch(subject.step)
             except DreamBoothError as error:
-                result.failures[subject] = error
+                step_result.failures[subject] = error
         if not batches:
-            return result
+            return step_result
         joined = join_batches(
             self._functions,
             batches,
@@ -188,48 +188,50 @@ class SlotTrainer:
             in_one_forward=self._in_one_forward,
         )
         subjects = [self._subjects[slot] for slot in batches]
-        part_losses = self._compute_losses(joined, subjects)
-        for subject, losses in zip(subjects, part_losses, strict=True):
-            norm = subject.update()
-            result.values[subject] = torch.cat([losses, norm.reshape(1)])
-        return result
+        losses_of_subjects = self._compute_losses(joined, subjects)
+        for subject, losses in zip(subjects, losses_of_subjects, strict=True):
+            grad_norm = subject.update()
+            step_result.values[subject] = torch.cat([losses, grad_norm.reshape(1)])
+        return step_result
 
     def _compute_losses(self, joined: JoinedBatch, subjects: Iterable[SlotSubject]) -> list[Tensor]:
         """(2,) or (3,) losses of each subject; the gradients of all are in the stack then."""
-        noisy = self._process.add_noise(joined.latents, joined.noise, joined.times)
-        target = self._process.compute_target(joined.latents, joined.noise, joined.times)
+        noisy_training_latents = self._process.add_noise(joined.latents, joined.noise, joined.times)
+        prediction_target = self._process.compute_target(joined.latents, joined.noise, joined.times)
         with autocast_networks(self.config.train.precision, self._device):
-            prediction, kept_output = predict_joined(self._forwards, joined, noisy)
-        losses, part_losses = [], []
+            prediction, preserved_output = predict_joined(
+                self._forwards, joined, noisy_training_latents
+            )
+        subject_losses, part_losses = [], []
         for subject in subjects:
             row_slice, num_photographs = joined.rows_of(subject.slot), joined.num_photographs
             compute_weighted_errors = partial(weigh_errors, self._process, subject.config.loss)
-            errors = compute_weighted_errors(
-                prediction[row_slice], target[row_slice], joined.times[row_slice]
+            weighted_errors = compute_weighted_errors(
+                prediction[row_slice], prediction_target[row_slice], joined.times[row_slice]
             )
-            output_errors = None
-            if kept_output is not None:
-                kept_row_slice = joined.preserved_rows_of(subject.slot)
-                output_errors = compute_weighted_errors(
-                    kept_output.prediction[kept_row_slice],
-                    kept_output.target[kept_row_slice],
+            preserved_output_errors = None
+            if preserved_output is not None:
+                preserved_row_slice = joined.preserved_rows_of(subject.slot)
+                preserved_output_errors = compute_weighted_errors(
+                    preserved_output.prediction[preserved_row_slice],
+                    preserved_output.target[preserved_row_slice],
                     joined.times[row_slice][:num_photographs],
                 )
             loss, loss_parts = combine_losses(
-                subject.config.prior, errors, output_errors, num_photographs
+                subject.config.prior, weighted_errors, preserved_output_errors, num_photographs
             )
-            losses.append(loss)
+            subject_losses.append(loss)
             part_losses.append(loss_parts.detach())
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(subject_losses).sum().backward()  # type: ignore[no-untyped-call]
         self._stack.collect_gradients()
         return part_losses
 
 
 def _refuse_dropout(network: nn.Module) -> None:
     """raises: ConfigError for a denoiser that draws at random: all slots would draw together"""
-    for module_name, module in network.named_modules():
-        if isinstance(module, nn.Dropout) and module.p > 0:
+    for layer_name, layer in network.named_modules():
+        if isinstance(layer, nn.Dropout) and layer.p > 0:
             raise ConfigError(
-                f"model.uri: its denoiser has dropout ({module_name}), which several subjects "
+                f"model.uri: its denoiser has dropout ({layer_name}), which several subjects "
                 "in one batch can't have each of their own; train them without slots"
             )

@@ -23,13 +23,13 @@ from dreambooth_ray.models.adapter_stack import copy_for_adapters
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.model_mirror import locate_model
 from dreambooth_ray.models.precision import cast_untrainable_encoders, choose_device
-from dreambooth_ray.models.trainable_params import prepare_sampling
-from dreambooth_ray.models.weight_cache import set_cache_limit
-from dreambooth_ray.storage.store import use_options
+from dreambooth_ray.models.trainable_params import prepare_sampling_parts
+from dreambooth_ray.models.weight_cache import set_model_cache_limit
+from dreambooth_ray.storage.store import use_storage_options
 from dreambooth_ray.training.checkpoint.download import BaseModel
-from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+from dreambooth_ray.training.checkpoint.last_local_checkpoint import LastLocalCheckpoint
 from dreambooth_ray.training.slots.slot_subject import SlotSubject
-from dreambooth_ray.training.slots.slot_trainer import MisfitError, SlotTrainer
+from dreambooth_ray.training.slots.slot_trainer import SlotTrainer, SubjectBatchMismatchError
 from dreambooth_ray.training.slots.subject_run import SubjectEnd, SubjectRun
 from dreambooth_ray.training.strategy import count_threads
 from dreambooth_ray.training.worker import open_priors, silence_lightning
@@ -46,7 +46,7 @@ _KEPT_PRIOR_SETS = 8
 # A misfit can be trained by itself.
 EventKind = Literal["ready", "joined", "trained", "done", "stopped", "failed", "misfit"]
 # Makes a bundle with parts that carry the run's adapters.
-ExportWith = Callable[[WorkerJob, KeptCheckpoint | None, Callable[[Path], Components]], None]
+ExportWith = Callable[[WorkerJob, LastLocalCheckpoint | None, Callable[[Path], Components]], None]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,10 @@ class SubjectEvent:
     @classmethod
     def of_failure(cls, run_id: str, step: int, error: Exception) -> "SubjectEvent":
         """Its end by an error."""
-        kind: EventKind = "misfit" if isinstance(error, MisfitError) else "failed"
-        return cls(run_id, kind, step, describe_error(error), isinstance(error, PERMANENT))
+        event_kind: EventKind = (
+            "misfit" if isinstance(error, SubjectBatchMismatchError) else "failed"
+        )
+        return cls(run_id, event_kind, step, describe_error(error), isinstance(error, PERMANENT))
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ _Message = WorkerJob | SubjectRun | _FailedClaim | SubjectEvent | None
 
 
 class SlotWorker:
-    """Runs of one `batch_group` in a number of slots."""
+    """Runs of one `make_shared_batch_key` in a number of slots."""
 
     def __init__(
         self, job: WorkerJob, num_slots: int, rank: int, export: ExportWith, device: torch.device
@@ -91,15 +93,15 @@ class SlotWorker:
         raises: ConfigError, CapacityError
         """
         silence_lightning()
-        use_options(job.run_uri, job.storage_options)
+        use_storage_options(job.run_uri, job.storage_options)
         config = parse_config(job.config, job.run_uri, [])
-        set_cache_limit(config.storage.model_cache_gb)
+        set_model_cache_limit(config.storage.model_cache_gb)
         self._directory = locate_model(job.model_directory, job.model_hash, job.run_uri)
         self._model = BaseModel(self._directory, job.model_hash)
         torch.set_num_threads(count_threads(config, 1, 1))
         self._config, self._export = config, export
-        self._components = _load_frozen(self._directory, config.train.precision, device)
-        prepare_sampling(config, self._components)
+        self._components = _load_frozen_components(self._directory, config.train.precision, device)
+        prepare_sampling_parts(config, self._components)
         self._trainer = SlotTrainer(config, self._components, num_slots, rank, device)
         self._messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._runs: dict[SlotSubject, SubjectRun] = {}
@@ -126,19 +128,19 @@ class SlotWorker:
         with explain_out_of_memory(self._config, self._directory):
             while not self._has_no_work_left:
                 yield from self._read_messages()
-                yield from self._join_claimed()
-                if self._trainer.subjects and not self._is_filling:
+                yield from self._join_claimed_runs()
+                if self._trainer.subjects and not self._should_await_claims:
                     yield from self._step()
         self._claimers.shutdown()
         self._enders.shutdown()
 
     @property
     def _has_no_work_left(self) -> bool:
-        is_idle = not (self._claims or self._claimed or self._runs or self._num_ending)
-        return self._is_closed and is_idle and self._messages.empty()
+        has_no_runs = not (self._claims or self._claimed or self._runs or self._num_ending)
+        return self._is_closed and has_no_runs and self._messages.empty()
 
     @property
-    def _is_filling(self) -> bool:
+    def _should_await_claims(self) -> bool:
         """Whether so many are about to join that a step is better taken with them.
 
         A free slot is computed too; and while a claim is waited for, all that are there wait.
@@ -150,11 +152,11 @@ class SlotWorker:
     def _read_messages(self) -> Iterator[SubjectEvent]:
         """All that are there; where nothing else is to be done, the next one is waited for."""
         while True:
-            is_busy = bool(self._trainer.subjects) or bool(self._claimed)
+            has_subjects = bool(self._trainer.subjects) or bool(self._claimed)
             try:
-                if is_busy and self._is_filling:
+                if has_subjects and self._should_await_claims:
                     message = self._messages.get(timeout=_CLAIM_S)
-                elif is_busy:
+                elif has_subjects:
                     message = self._messages.get_nowait()
                 else:
                     message = self._messages.get()
@@ -190,17 +192,17 @@ class SlotWorker:
 
         self._claimers.submit(claim)
 
-    def _join_claimed(self) -> Iterator[SubjectEvent]:
-        while self._claimed and self._trainer.num_free:
+    def _join_claimed_runs(self) -> Iterator[SubjectEvent]:
+        while self._claimed and self._trainer.num_free_slots:
             subject_run = self._claimed.pop(0)
             try:
-                if (subject_end := subject_run.find_end()) is not None:
-                    self._begin_finishing(subject_run, subject_end, 0)
+                if (subject_outcome := subject_run.find_earlier_outcome()) is not None:
+                    self._begin_finishing_run(subject_run, subject_outcome, 0)
                     continue
                 prior_set = self._open_priors(subject_run.job)
                 subject = subject_run.join(self._trainer, self._components, self._model, prior_set)
             except Exception as error:
-                self._begin_failure(subject_run, error, 0)
+                self._begin_abandoning_run(subject_run, error, 0)
                 continue
             self._runs[subject] = subject_run
             yield SubjectEvent(subject_run.run_id, "joined", subject.step)
@@ -217,49 +219,55 @@ class SlotWorker:
         return self._prior_sets[prior_set_key]
 
     def _step(self) -> Iterator[SubjectEvent]:
-        step = self._trainer.step()
-        ends_by_subject: dict[SlotSubject, SubjectEnd | Exception | None] = dict(step.failures)
-        if step.values:
-            subject_values = torch.stack(list(step.values.values())).tolist()
-            for subject, loss_values in zip(step.values, subject_values, strict=True):
+        step_result = self._trainer.step()
+        outcomes_by_subject: dict[SlotSubject, SubjectEnd | Exception | None] = dict(
+            step_result.failures
+        )
+        if step_result.values:
+            values_per_subject = torch.stack(list(step_result.values.values())).tolist()
+            for subject, losses_and_grad_norm in zip(
+                step_result.values, values_per_subject, strict=True
+            ):
                 try:
-                    ends_by_subject[subject] = self._runs[subject].follow_step(subject, loss_values)
+                    outcomes_by_subject[subject] = self._runs[subject].process_finished_step(
+                        subject, losses_and_grad_norm
+                    )
                 except Exception as error:  # of this subject's run alone
-                    ends_by_subject[subject] = error
-        for subject, subject_end in ends_by_subject.items():
-            if subject_end is None:
+                    outcomes_by_subject[subject] = error
+        for subject, subject_outcome in outcomes_by_subject.items():
+            if subject_outcome is None:
                 continue
             self._trainer.leave(subject)
             subject_run = self._runs.pop(subject)
             yield SubjectEvent(subject_run.run_id, "trained", subject.step)
-            if isinstance(subject_end, Exception):
-                self._begin_failure(subject_run, subject_end, subject.step)
+            if isinstance(subject_outcome, Exception):
+                self._begin_abandoning_run(subject_run, subject_outcome, subject.step)
             else:
-                self._begin_finishing(subject_run, subject_end, subject.step)
+                self._begin_finishing_run(subject_run, subject_outcome, subject.step)
 
-    def _begin_finishing(self, run: SubjectRun, end: SubjectEnd, step: int) -> None:
+    def _begin_finishing_run(self, run: SubjectRun, subject_outcome: SubjectEnd, step: int) -> None:
         self._num_ending += 1
 
-        def finish() -> None:
+        def finish_run() -> None:
             try:
-                run.finish(end, self._make_bundle)
+                run.finish(subject_outcome, self._make_bundle)
             except Exception as error:
                 self._messages.put(SubjectEvent.of_failure(run.run_id, step, error))
             else:
-                self._messages.put(SubjectEvent(run.run_id, end, step))
+                self._messages.put(SubjectEvent(run.run_id, subject_outcome, step))
 
-        self._enders.submit(finish)
+        self._enders.submit(finish_run)
 
-    def _begin_failure(self, run: SubjectRun, error: Exception, step: int) -> None:
+    def _begin_abandoning_run(self, run: SubjectRun, error: Exception, step: int) -> None:
         self._num_ending += 1
 
-        def abandon() -> None:
+        def abandon_run() -> None:
             run.abandon()
             self._messages.put(SubjectEvent.of_failure(run.run_id, step, error))
 
-        self._enders.submit(abandon)
+        self._enders.submit(abandon_run)
 
-    def _make_bundle(self, job: WorkerJob, checkpoint: KeptCheckpoint | None) -> None:
+    def _make_bundle(self, job: WorkerJob, checkpoint: LastLocalCheckpoint | None) -> None:
         is_dora = parse_config(job.config, job.run_uri, []).train.lora.dora
 
         def copy_components(directory: Path) -> Components:
@@ -269,7 +277,7 @@ class SlotWorker:
         self._export(job, checkpoint, copy_components)
 
 
-def _load_frozen(directory: Path, precision: str, device: torch.device) -> Components:
+def _load_frozen_components(directory: Path, precision: str, device: torch.device) -> Components:
     """All parts, of which nothing is trained, where they encode images and captions."""
     components = load_components(directory)
     for network in components.networks.values():

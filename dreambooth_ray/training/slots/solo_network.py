@@ -14,7 +14,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models import lora
 from dreambooth_ray.models.adapter_stack import copy_for_adapters, list_adapter_weights
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.training.recorded_forwards import RecordedForwards
+from dreambooth_ray.training.recorded_forwards import StepForwards
 
 # Networks that are remembered: most subjects of a fleet have one rank.
 _KEPT_NETWORKS = 4
@@ -26,13 +26,13 @@ class SoloNetwork:
     def __init__(self, config: Config, components: Components) -> None:
         """config: of a subject; components: with the frozen network, cast as it is trained"""
         lora_config = config.train.lora
-        targets = lora_config.target_modules or components.family.lora_targets
+        target_modules = lora_config.target_modules or components.family.lora_targets
         network: Any = copy_for_adapters(components.denoiser, shares_weights=True)
-        lora.inject_adapters(network, lora_config, targets, config.seed)
+        lora.inject_adapters(network, lora_config, target_modules, config.seed)
         network.to(components.denoiser.device)
         # What a graph holds is not worth its memory here.
         train_config = config.train.model_copy(update={"cuda_graphs": False})
-        self.forwards = RecordedForwards(
+        self.forwards = StepForwards(
             config.model_copy(update={"train": train_config}), components.functions, network, {}
         )
         self.components = replace(components, denoiser=network.eval())
@@ -41,8 +41,8 @@ class SoloNetwork:
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take a subject's place. weights: by peft's names"""
-        for weight_name, weight in self._weights.items():
-            weight.copy_(weights[weight_name])
+        for weight_name, weight_tensor in self._weights.items():
+            weight_tensor.copy_(weights[weight_name])
 
 
 class SoloNetworks:

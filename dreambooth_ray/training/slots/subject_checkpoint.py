@@ -13,10 +13,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from dreambooth_ray.compat.lightning_state import make_checkpoint, read_loop_states
+from dreambooth_ray.compat.lightning_state import build_lightning_checkpoint, read_loop_states
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS
-from dreambooth_ray.training.slots.slot_subject import MOMENTS, AdapterState, SlotSubject
+from dreambooth_ray.training.slots.slot_subject import MOMENTS, AdapterTrainingState, SlotSubject
 from dreambooth_ray.training.strategy import DirectCheckpointIO
 
 
@@ -32,47 +32,57 @@ def _read_fresh_loop_states() -> dict[str, Any]:
     return read_loop_states(trainer)
 
 
-def save_subject(subject: SlotSubject, denoiser_name: str, path: Path) -> None:
+def save_subject_checkpoint(subject: SlotSubject, denoiser_name: str, path: Path) -> None:
     """Write a subject's complete state. path: a local file, whose folder may have others beside"""
-    state = subject.read_state()
-    checkpoint = make_checkpoint(
+    training_state = subject.view_training_state()
+    checkpoint = build_lightning_checkpoint(
         _read_fresh_loop_states(),
-        state.step,
-        _make_optimizer_state(subject, state),
+        training_state.step,
+        _make_optimizer_state(subject, training_state),
         subject.scheduler_state,
         version("pytorch-lightning"),
     )
-    checkpoint[WEIGHTS] = _add_prefix(denoiser_name, state.weights)
+    checkpoint[WEIGHTS] = _prefix_weight_names(denoiser_name, training_state.weights)
     if subject.config.train.ema_decay:
-        checkpoint[AVERAGE] = _add_prefix(denoiser_name, state.average)
+        checkpoint[AVERAGE] = _prefix_weight_names(denoiser_name, training_state.average)
     DirectCheckpointIO().save_checkpoint(checkpoint, path)
 
 
-def _make_optimizer_state(subject: SlotSubject, state: AdapterState) -> dict[str, Any]:
+def _make_optimizer_state(
+    subject: SlotSubject, training_state: AdapterTrainingState
+) -> dict[str, Any]:
     """As of an optimizer whose weights are those of the layers, in their order."""
     param_group_settings = subject.optimizer.state_dict()["param_groups"][0]
-    states_by_index: dict[int, dict[str, Tensor]] = {}
-    if state.moments:
-        for index, weight_name in enumerate(state.weights):
+    optimizer_states_by_index: dict[int, dict[str, Tensor]] = {}
+    if training_state.moments:
+        for index, weight_name in enumerate(training_state.weights):
             optimizer_moments = {
-                kind: state.moments[kind][weight_name].cpu().clone() for kind in MOMENTS
+                moment_name: training_state.moments[moment_name][weight_name].cpu().clone()
+                for moment_name in MOMENTS
             }
-            states_by_index[index] = {
-                "step": torch.tensor(float(state.update_count)),
+            optimizer_states_by_index[index] = {
+                "step": torch.tensor(float(training_state.update_count)),
                 **optimizer_moments,
             }
     return {
-        "state": states_by_index,
-        "param_groups": [param_group_settings | {"params": list(range(len(state.weights)))}],
+        "state": optimizer_states_by_index,
+        "param_groups": [
+            param_group_settings | {"params": list(range(len(training_state.weights)))}
+        ],
     }
 
 
-def _add_prefix(part: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _prefix_weight_names(part: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # Copies: a view would be saved with all slots behind it.
-    return {f"{part}.{name}": weight.detach().cpu().clone() for name, weight in weights.items()}
+    return {
+        f"{part}.{name}": weight_tensor.detach().cpu().clone()
+        for name, weight_tensor in weights.items()
+    }
 
 
-def load_subject(path: Path, denoiser_name: str, adapter: Mapping[str, Tensor]) -> AdapterState:
+def load_subject_checkpoint(
+    path: Path, denoiser_name: str, adapter: Mapping[str, Tensor]
+) -> AdapterTrainingState:
     """The state in a file, of whichever trainer. adapter: a new one, for names and shapes
 
     raises: CheckpointError if the weights are not exactly those of such an adapter
@@ -91,18 +101,25 @@ def load_subject(path: Path, denoiser_name: str, adapter: Mapping[str, Tensor]) 
             "the checkpoint holds other weights than the configuration trains, "
             f"{mismatched_names[0]} for one; it is of another train.method or model"
         )
-    weights = {name: stored_weights[full_name] for full_name, name in names_by_full_name.items()}
+    adapter_weights = {
+        name: stored_weights[full_name] for full_name, name in names_by_full_name.items()
+    }
     optimizer_states = checkpoint["optimizer_states"][0]["state"]
     optimizer_moments = {
-        kind: {name: optimizer_states[index][kind] for index, name in enumerate(adapter)}
-        for kind in MOMENTS
+        moment_name: {
+            name: optimizer_states[index][moment_name] for index, name in enumerate(adapter)
+        }
+        for moment_name in MOMENTS
         if optimizer_states
     }
     stored_average = checkpoint.get(AVERAGE) or {}
-    return AdapterState(
+    return AdapterTrainingState(
         int(checkpoint["global_step"]),
-        weights,
+        adapter_weights,
         optimizer_moments,
         int(optimizer_states[0]["step"]) if optimizer_states else 0,
-        {names_by_full_name[full_name]: weight for full_name, weight in stored_average.items()},
+        {
+            names_by_full_name[full_name]: weight_tensor
+            for full_name, weight_tensor in stored_average.items()
+        },
     )

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.training.batch import Batch
-from dreambooth_ray.training.callbacks.samples import is_sample_due, sample_prompts
+from dreambooth_ray.training.callbacks.samples import generate_sample_images, is_sample_due
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
-from dreambooth_ray.training.prediction_errors import PredictionErrors
+from dreambooth_ray.training.prediction_errors import PredictionErrorCalculator
 from dreambooth_ray.training.slots.slot_subject import SlotSubject
 from dreambooth_ray.training.slots.solo_network import SoloNetwork, SoloNetworks
 
@@ -33,20 +33,27 @@ class SubjectEvaluation:
         """The metrics of the step just taken; none if it has no validation, or that failed."""
         if self._validation is None or not self._validation.is_due(subject.step):
             return {}
-        return self._validation.validate(subject.step, partial(self._compute_losses, subject))
+        return self._validation.validate(
+            subject.step, partial(self._compute_validation_losses, subject)
+        )
 
-    def _compute_losses(
+    def _compute_validation_losses(
         self, subject: SlotSubject, validation_set: ValidationSet
     ) -> dict[str, float] | None:
-        def compute() -> dict[str, float]:
+        def compute_losses_of_set() -> dict[str, float]:
             solo_network = self._load_solo_network(subject)
-            batches = validation_set.load_batches()
-            validation_errors = torch.cat(
-                [_compute_errors(subject, solo_network, batch) for batch in batches]
+            validation_batches = validation_set.make_batches()
+            validation_prediction_errors = torch.cat(
+                [
+                    _compute_errors(subject, solo_network, validation_batch)
+                    for validation_batch in validation_batches
+                ]
             )
-            return validation_set.summarize_losses(validation_set.select_errors(validation_errors))
+            return validation_set.summarize_losses(
+                validation_set.select_errors(validation_prediction_errors)
+            )
 
-        return self._side_work.run("validation", compute, None)
+        return self._side_work.run("validation", compute_losses_of_set, None)
 
     @property
     def has_stalled(self) -> bool:
@@ -61,7 +68,7 @@ class SubjectEvaluation:
         no_images: Images = []
         return self._side_work.run(
             "sampling",
-            lambda: sample_prompts(config, self._load_solo_network(subject).components),
+            lambda: generate_sample_images(config, self._load_solo_network(subject).components),
             no_images,
         )
 
@@ -72,6 +79,8 @@ class SubjectEvaluation:
 @torch.no_grad()
 def _compute_errors(subject: SlotSubject, network: SoloNetwork, batch: Batch) -> Tensor:
     """(B,) errors, on the CPU."""
-    prediction_errors = PredictionErrors(subject.config, network.components, network.forwards)
+    error_calculator = PredictionErrorCalculator(
+        subject.config, network.components, network.forwards
+    )
     device = network.components.denoiser.device
-    return prediction_errors.compute_errors(batch.on_device(device)).cpu()
+    return error_calculator.compute_errors(batch.on_device(device)).cpu()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreambooth_ray.adapters.binding import Binding
+from dreambooth_ray.adapters.binding import BoundAdapterFile
 from dreambooth_ray.adapters.layer_table import LayerTable
 from dreambooth_ray.models.families.flux1 import FAMILY as FLUX1
 from dreambooth_ray.models.family import ModelFamily
@@ -78,7 +78,7 @@ def write_file(
     return path
 
 
-def shrink_shapes(binding: Binding, table: LayerTable, rank: int = 2) -> Shapes:
+def shrink_shapes(binding: BoundAdapterFile, table: LayerTable, rank: int = 2) -> Shapes:
     """A file's keys as they would be for a smaller model with layers of the same names.
 
     binding: to the published model's layers; table: the smaller one's. Blocks that it has not are
@@ -89,7 +89,7 @@ def shrink_shapes(binding: Binding, table: LayerTable, rank: int = 2) -> Shapes:
         places = table.find(bound.file_layer)
         if len(places) != len(bound.places):
             continue
-        size = (places[0].file_rows, places[0].shape[1])
+        size = (places[0].num_file_rows, places[0].shape[1])
         sizes = {
             "down": (rank, size[1]), "up": (size[0], rank), "alpha": (),
             "dora_scale": (1, size[1]),

@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 import benchmarks
-from benchmarks.bench_report import BEGIN, END, format_table, plot_ratios, put_table, read_records
+from benchmarks.bench_report import (
+    BEGIN,
+    END,
+    format_table,
+    plot_ratios,
+    put_table,
+    read_benchmark_records,
+)
 from dreambooth_ray.errors import ConfigError
 
 RECORD: dict[str, Any] = {
@@ -54,16 +61,16 @@ def test_file_without_marks_is_refused(tmp_path: Path) -> None:
 def test_folder_without_records_is_refused(tmp_path: Path) -> None:
     (tmp_path / "savers.json").write_text("{}")
     with pytest.raises(ConfigError, match="no record"):
-        read_records(tmp_path)
+        read_benchmark_records(tmp_path)
 
 
 def test_shipped_records_make_a_table_and_a_plot(tmp_path: Path) -> None:
-    records = read_records(Path(benchmarks.__file__).with_name("results"))
+    records = read_benchmark_records(Path(benchmarks.__file__).with_name("results"))
     assert len(format_table(records).splitlines()) > len(records) > 5
     plot_ratios(records, tmp_path / "ratios.svg")
 
 
 def test_plot_is_of_the_records(tmp_path: Path) -> None:
     (tmp_path / "sample.json").write_text(json.dumps(RECORD))
-    plot_ratios(read_records(tmp_path), tmp_path / "ratios.svg")
+    plot_ratios(read_benchmark_records(tmp_path), tmp_path / "ratios.svg")
     assert "<svg" in (tmp_path / "ratios.svg").read_text()

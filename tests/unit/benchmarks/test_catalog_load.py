@@ -3,17 +3,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.catalog_load import (
-    fill_folder,
-    list_all,
+    count_listed_subjects,
+    fill_catalog_folder,
+    fill_folder_once,
     make_files,
     make_manifest,
-    measure_folder,
-    prepare_folder,
+    measure_gateway_on_folder,
     subject_name,
     summarize_times_ms,
 )
-from dreambooth_ray.storage.catalog import listing_position, publish_run
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import publish_run, subject_listing_position
 
 
 def test_what_is_filled_in_is_what_commits_leave(tmp_path: Path) -> None:
@@ -26,10 +26,10 @@ def test_what_is_filled_in_is_what_commits_leave(tmp_path: Path) -> None:
 
 
 def test_all_pages_are_walked(tmp_path: Path) -> None:
-    fill_folder(tmp_path, 50)
-    assert list_all(tmp_path) == 50
-    (tmp_path / "catalog" / listing_position(subject_name(7))).unlink()
-    assert list_all(tmp_path) == 49
+    fill_catalog_folder(tmp_path, 50)
+    assert count_listed_subjects(tmp_path) == 50
+    (tmp_path / "catalog" / subject_listing_position(subject_name(7))).unlink()
+    assert count_listed_subjects(tmp_path) == 49
 
 
 def test_times_are_summed_up() -> None:
@@ -41,14 +41,14 @@ def test_times_are_summed_up() -> None:
 def test_a_folder_that_is_another_ones_stays(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"mine")
     with pytest.raises(FileExistsError):
-        measure_folder(tmp_path, 3, is_kept=False)
+        measure_gateway_on_folder(tmp_path, 3, is_kept=False)
     assert (tmp_path / "photo.png").read_bytes() == b"mine"
 
 
 def test_a_folder_is_filled_once(tmp_path: Path) -> None:
     folder = tmp_path / "catalog"
-    seconds = prepare_folder(folder, 3)
-    assert prepare_folder(folder, 3) == seconds
+    seconds = fill_folder_once(folder, 3)
+    assert fill_folder_once(folder, 3) == seconds
     with pytest.raises(SystemExit, match="has 3 subjects"):
-        measure_folder(folder, 4, is_kept=False)
-    assert list_all(folder) == 3
+        measure_gateway_on_folder(folder, 4, is_kept=False)
+    assert count_listed_subjects(folder) == 3

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.cluster_plan import Cluster, Workload
+from benchmarks.cluster_cost_plan import Cluster, TrainingWorkload
 from benchmarks.fleet_costs import BatchGain, plan_fleet, read_batch_gain
 from dreambooth_ray.errors import ConfigError
 
@@ -18,8 +18,8 @@ GAIN = BatchGain({1: 1.0, 4: 2.0, 16: 3.0}, 0.5, 1.0, "a toy, a processor")
 CLUSTER = Cluster(8, 1e18, 1e15, 2.0)
 
 
-def make_workload(subjects: int, start_s: float = 1e-9) -> Workload:
-    return Workload(subjects, 100, 0.5, start_s, 1.0, 0.95)
+def make_workload(subjects: int, start_s: float = 1e-9) -> TrainingWorkload:
+    return TrainingWorkload(subjects, 100, 0.5, start_s, 1.0, 0.95)
 
 
 def test_measured_gains_are_taken_and_those_between_lie_between() -> None:
@@ -27,9 +27,9 @@ def test_measured_gains_are_taken_and_those_between_lie_between() -> None:
     assert GAIN.estimate_gain(2) == pytest.approx(math.sqrt(2.0))
     # Nobody knows what more would gain.
     assert GAIN.estimate_gain(64) == 3.0
-    assert GAIN.describe_source(4) == "measured: a toy, a processor"
-    assert GAIN.describe_source(64).startswith("assumed: as with 16 subjects")
-    assert "between those measured" in GAIN.describe_source(8)
+    assert GAIN.describe_evidence(4) == "measured: a toy, a processor"
+    assert GAIN.describe_evidence(64).startswith("assumed: as with 16 subjects")
+    assert "between those measured" in GAIN.describe_evidence(8)
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
@@ -69,7 +69,7 @@ def test_a_record_that_was_unsteady_is_told_so() -> None:
 
 def test_failures_cost_what_was_done_since_the_last_checkpoint() -> None:
     frail = Cluster(8, 1e9, 2 * HOUR, 2.0)
-    workload = Workload(100, 800, 0.5, 25.0, 4e9, 0.95)
+    workload = TrainingWorkload(100, 800, 0.5, 25.0, 4e9, 0.95)
     costs = [
         plan_fleet(workload, cluster, 4, GAIN, None)["options"][0]["cost_a_subject"]
         for cluster in (Cluster(8, 1e9, 1e6 * HOUR, 2.0), frail)

@@ -3,7 +3,7 @@ import torch
 
 from benchmarks.measure import (
     BenchmarkCase,
-    ElapsedTime,
+    WallAndCpuTime,
     compare_sides,
     compute_quantiles,
     make_timed,
@@ -14,9 +14,9 @@ from benchmarks.measure import (
 def test_ratio_is_of_pairs_and_above_one_where_we_are_faster() -> None:
     turns = []
 
-    def side(name: str, times: list[float]) -> ElapsedTime:
+    def side(name: str, times: list[float]) -> WallAndCpuTime:
         turns.append(name)
-        return ElapsedTime(times.pop(0), 1.0)
+        return WallAndCpuTime(times.pop(0), 1.0)
 
     ours, theirs = [9.0, 1.0, 2.0, 4.0], [9.0, 2.0, 4.0, 8.0]
     case = BenchmarkCase("c", "p", amount=8, unit="images", bar=1.9)
@@ -34,23 +34,23 @@ def test_warm_up_does_not_count() -> None:
     ours, theirs = [100.0, 1.0], [1.0, 1.0]
     case = BenchmarkCase("c", "p", 1, "images")
     record = compare_sides(
-        case, lambda: ElapsedTime(ours.pop(0)), lambda: ElapsedTime(theirs.pop(0)), pairs=1
+        case, lambda: WallAndCpuTime(ours.pop(0)), lambda: WallAndCpuTime(theirs.pop(0)), pairs=1
     )
     assert record["ratio"]["median"] == 1.0
 
 
 def test_other_amounts_give_rates() -> None:
     case = BenchmarkCase("c", "p", amount=2, unit="images", ours_amount=4)
-    record = compare_sides(case, lambda: ElapsedTime(1.0), lambda: ElapsedTime(1.0), pairs=2)
+    record = compare_sides(case, lambda: WallAndCpuTime(1.0), lambda: WallAndCpuTime(1.0), pairs=2)
     assert record["ratio"]["median"] == 2.0
 
 
 @pytest.mark.parametrize("side", ["ours", "theirs"])
 def test_running_out_of_memory_is_a_result(side: str) -> None:
-    def fail() -> ElapsedTime:
+    def fail() -> WallAndCpuTime:
         raise torch.OutOfMemoryError("too little")
 
-    runs = {"ours": lambda: ElapsedTime(1.0), "theirs": lambda: ElapsedTime(1.0), side: fail}
+    runs = {"ours": lambda: WallAndCpuTime(1.0), "theirs": lambda: WallAndCpuTime(1.0), side: fail}
     record = compare_sides(
         BenchmarkCase("c", "p", 1, "images"), runs["ours"], runs["theirs"], pairs=2
     )
@@ -59,7 +59,7 @@ def test_running_out_of_memory_is_a_result(side: str) -> None:
 
 
 def test_other_errors_are_errors() -> None:
-    def fail() -> ElapsedTime:
+    def fail() -> WallAndCpuTime:
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes"):

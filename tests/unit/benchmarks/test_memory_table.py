@@ -10,7 +10,7 @@ from benchmarks.memory_table import (
     METHODS,
     MODELS,
     RESULTS,
-    describe_cell,
+    describe_card_fit,
     make_measured_rows,
 )
 from tests.published_models import CONFIGS
@@ -40,7 +40,7 @@ def read_cell(name: str, words: str, card_gb: int) -> str:
 )  # fmt: skip
 def test_the_page_says_what_the_estimate_says(model: object, words: str, card_gb: int) -> None:
     (published,) = (known for known in MODELS if known is model)
-    cell = describe_cell(CONFIGS, published, METHODS[words], card_gb)
+    cell = describe_card_fit(CONFIGS, published, METHODS[words], card_gb)
     assert read_cell(published.name, words, card_gb) == cell
 
 

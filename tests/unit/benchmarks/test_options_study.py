@@ -7,17 +7,17 @@ from benchmarks.options_study import (
     SECTIONS,
     make_cells,
     make_record,
-    measure_cuts,
-    score_places,
+    measure_subject_cut,
+    score_backgrounds,
 )
-from benchmarks.options_table import TITLES
 from benchmarks.study import StudyCell, load_cell_config
 from benchmarks.study_judge import load_brief_protocol
 from benchmarks.study_photographs import ODD_PLACE
+from benchmarks.training_options_table import TITLES
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_directory
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.world import random_scene, random_subject, render_image
 
@@ -36,7 +36,7 @@ def test_places_that_leak_are_counted_apart_by_what_was_asked() -> None:
         make_image("class", "a robot", "city"),
         make_image("other", "a car", ODD_PLACE),
     ]
-    assert score_places(images, load_evaluator()) == {
+    assert score_backgrounds(images, load_evaluator()) == {
         "places": 0.5,
         "leak_named": 0.5,
         "leak_open": 0.5,
@@ -54,14 +54,14 @@ def test_what_is_cut_off_is_measured_on_what_training_gets(
     row: str, share: float, tmp_path: Path
 ) -> None:
     (cell,) = make_cells(["buckets"], [0])["buckets", row]
-    assert measure_cuts(load_cell_config(cell, tmp_path)) == pytest.approx(share, abs=0.01)
+    assert measure_subject_cut(load_cell_config(cell, tmp_path)) == pytest.approx(share, abs=0.01)
 
 
 def test_adapters_are_of_equal_size_within_a_tenth(tmp_path: Path) -> None:
     sizes = {}
     for (_, row), (cell,) in make_cells(["adapters"], [0]).items():
         parts = load_components(model_directory("toyworld"))
-        apply_method(load_cell_config(cell, tmp_path), parts)
+        apply_train_method(load_cell_config(cell, tmp_path), parts)
         sizes[row] = sum(
             p.numel()
             for network in parts.networks.values()

@@ -10,4 +10,4 @@ def test_a_course_tells_seconds_of_a_step_and_of_a_start() -> None:
     after = [(50.6, 56), (58.0, 45), (61.0, 46), (61.5, 47)]
     trace = RunTrace(cold + warm + after, [50.3])
     assert trace.step_s == pytest.approx(0.5)
-    assert trace.start_s == pytest.approx(61.0 - 50.3 - 0.5)
+    assert trace.restart_s == pytest.approx(61.0 - 50.3 - 0.5)

@@ -1,9 +1,9 @@
-from benchmarks.scaling_theme import compute_lost_shares, explain_missed_bars
+from benchmarks.scaling_theme import compute_lost_speedup, explain_missed_bars
 
 
 def test_what_is_lost_is_parted_by_what_takes_it() -> None:
-    assert compute_lost_shares({"weak": 1.5}, 2) == {}
-    assert compute_lost_shares({"weak": 1.53, "ceiling": 1.7}, 2) == {
+    assert compute_lost_speedup({"weak": 1.5}, 2) == {}
+    assert compute_lost_speedup({"weak": 1.53, "ceiling": 1.7}, 2) == {
         "to the machine": 0.15,
         "to the exchange, of what is left": 0.1,
     }

@@ -4,12 +4,12 @@ import pytest
 
 from benchmarks.gated_runs import make_config
 from benchmarks.step_breakdown import explain_missed_bar, measure_breakdown
-from benchmarks.theme import Setting
+from benchmarks.theme import BenchmarkSettings
 from dreambooth_ray.models.model_directory import model_directory
 
 
 def test_parts_make_the_whole(tmp_path: Path) -> None:
-    config = make_config(tmp_path, Setting(), "lora", 1)
+    config = make_config(tmp_path, BenchmarkSettings(), "lora", 1)
     breakdown = measure_breakdown(config, str(model_directory("toyworld")), 1)
     assert sum(breakdown["shares"].values()) == pytest.approx(1, abs=0.01)
     assert all(share >= 0 for share in breakdown["shares"].values())

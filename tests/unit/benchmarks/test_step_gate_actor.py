@@ -1,18 +1,18 @@
 import asyncio
 
-from benchmarks.measure import ElapsedTime
+from benchmarks.measure import WallAndCpuTime
 from benchmarks.step_gate_actor import StepGateActor
 
 
 def test_run_goes_as_far_as_it_is_let_and_tells_what_it_took() -> None:
-    async def both() -> list[ElapsedTime]:
+    async def both() -> list[WallAndCpuTime]:
         gate_actor, passed = StepGateActor(), []
 
         async def run() -> None:
             elapsed = None
             while granted := await gate_actor.arrive(elapsed):
                 passed.append(granted)
-                elapsed = ElapsedTime(float(granted))
+                elapsed = WallAndCpuTime(float(granted))
 
         running = asyncio.create_task(run())
         await gate_actor.wait_until_ready()
@@ -25,4 +25,4 @@ def test_run_goes_as_far_as_it_is_let_and_tells_what_it_took() -> None:
         assert passed == [3, 5]
         return elapsed_times
 
-    assert asyncio.run(both()) == [ElapsedTime(3.0), ElapsedTime(5.0)]
+    assert asyncio.run(both()) == [WallAndCpuTime(3.0), WallAndCpuTime(5.0)]

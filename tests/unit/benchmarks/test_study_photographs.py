@@ -11,19 +11,19 @@ from benchmarks.study_photographs import (
     ONE_PLACE,
     SQUARES,
     draw_mask,
-    find_photographs,
-    measure_cut,
+    ensure_photograph_folder,
+    measure_cut_share,
 )
 from dreambooth_ray.data.masks import read_mask
 from dreambooth_ray.data.photographs import find_photographs as list_photographs
-from dreambooth_ray.toyworld.evaluator import load_evaluator, read_images
+from dreambooth_ray.toyworld.evaluator import load_evaluator, predict_attributes
 from dreambooth_ray.toyworld.world import random_scene, random_subject, render_image
 
 
 def test_one_place_is_the_same_outside_the_subject_and_read_as_that_place(tmp_path: Path) -> None:
-    paths = list_photographs(find_photographs(tmp_path, 6, ONE_PLACE))
+    paths = list_photographs(ensure_photograph_folder(tmp_path, 6, ONE_PLACE))
     images = [Image.open(path) for path in paths]
-    assert read_images(load_evaluator(), images).attributes["background"] == [ODD_PLACE] * 5
+    assert predict_attributes(load_evaluator(), images).attributes["background"] == [ODD_PLACE] * 5
     outside = np.ones((256, 256), dtype=bool)
     for path, image in zip(paths, images, strict=True):
         mask = read_mask(path, image.size)
@@ -37,7 +37,7 @@ def test_one_place_is_the_same_outside_the_subject_and_read_as_that_place(tmp_pa
 def test_photographs_of_every_aspect_hold_the_whole_subject_away_from_the_middle(
     tmp_path: Path,
 ) -> None:
-    paths = list_photographs(find_photographs(tmp_path, 0, ASPECTS))
+    paths = list_photographs(ensure_photograph_folder(tmp_path, 0, ASPECTS))
     sizes = [Image.open(path).size for path in paths]
     assert sizes == [size for size in ASPECT_SIZES for _ in range(2)]
     for path, (width, height) in zip(paths, sizes, strict=True):
@@ -62,11 +62,11 @@ def test_a_mask_is_white_on_the_subject_alone() -> None:
 def test_what_is_cut_off_is_a_share_of_the_subject() -> None:
     mask = Image.new("L", (10, 10))
     mask.paste(255, (0, 0, 4, 10))
-    assert measure_cut(mask, (1, 0, 10, 10)) == pytest.approx(0.25)
-    assert measure_cut(mask, (0, 0, 10, 10)) == 0
+    assert measure_cut_share(mask, (1, 0, 10, 10)) == pytest.approx(0.25)
+    assert measure_cut_share(mask, (0, 0, 10, 10)) == 0
 
 
 def test_photographs_are_made_once(tmp_path: Path) -> None:
-    folder = find_photographs(tmp_path, 0, SQUARES)
+    folder = ensure_photograph_folder(tmp_path, 0, SQUARES)
     (folder / "00.png").unlink()
-    assert len(list_photographs(find_photographs(tmp_path, 0, SQUARES))) == 4
+    assert len(list_photographs(ensure_photograph_folder(tmp_path, 0, SQUARES))) == 4

@@ -1,23 +1,28 @@
 import pytest
 
 from benchmarks.conditions import read_conditions
-from benchmarks.theme import Setting, parse_workers, run_theme, select_ratios
+from benchmarks.theme import (
+    BenchmarkSettings,
+    parse_worker_counts,
+    run_benchmark_theme,
+    select_headline_ratios,
+)
 from dreambooth_ray.errors import ConfigError
 
 
 def test_workers_are_counts() -> None:
-    assert parse_workers("2,1,2") == (1, 2)
+    assert parse_worker_counts("2,1,2") == (1, 2)
 
 
 @pytest.mark.parametrize("text", ["", "a", "0,1", "1;2"])
 def test_other_workers_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--workers"):
-        parse_workers(text)
+        parse_worker_counts(text)
 
 
 def test_unknown_theme_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="sample"):
-        run_theme("samples", Setting())
+        run_benchmark_theme("samples", BenchmarkSettings())
 
 
 def test_each_peer_shows_its_headline_case() -> None:
@@ -27,7 +32,7 @@ def test_each_peer_shows_its_headline_case() -> None:
         {"case": "c", "peer": "one_worker", "ratio": {"median": 3.0}},
         {"case": "d", "peer": "fastapi", "out_of_memory": "theirs"},
     ]
-    ratios = select_ratios(cases, {"diffusers": "b"})
+    ratios = select_headline_ratios(cases, {"diffusers": "b"})
     assert ratios == {"diffusers": {"median": 2.0}, "one_worker": {"median": 3.0}}
 
 

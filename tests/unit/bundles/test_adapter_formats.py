@@ -12,7 +12,7 @@ from dreambooth_ray.adapters.adapter import read_adapter
 from dreambooth_ray.adapters.layer_adapter import find_layer, sum_deltas
 from dreambooth_ray.adapters.layer_table import LayerTable
 from dreambooth_ray.bundles import lycoris
-from dreambooth_ray.bundles.formats import export_run
+from dreambooth_ray.bundles.export_formats import export_run
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components, load_pipeline
 from dreambooth_ray.models.model_directory import model_directory

@@ -54,7 +54,7 @@ def test_layers_that_readers_pass_over_are_refused(model: str, part: str) -> Non
     assert ("conv_in" in unread_layers) == (part == "unet")
     for layer in unread_layers:
         with pytest.raises(ConfigError, match=f"--format=kohya: .*{layer}"):
-            kohya.find_layers(NAMES, CONFIGS / model, part, [layer])
+            kohya.find_kohya_layers(NAMES, CONFIGS / model, part, [layer])
 
 
 def test_comfyui_knows_every_layer_by_the_same_name() -> None:
@@ -89,7 +89,7 @@ def test_readers_know_every_layer_of_stable_diffusion_xl(part: str, prefix: str)
     network = PUBLISHED_MODELS["sdxl"].build_on_meta(part)
     layers = read_names(network, "unet" if part == "unet" else "text_encoder")
     assert XL.kohya_names is not None
-    found = kohya.find_layers(XL.kohya_names, CONFIGS / SDXL, part, layers)
+    found = kohya.find_kohya_layers(XL.kohya_names, CONFIGS / SDXL, part, layers)
     names = [place.name for place in found.values()]
     if part == "unet":
         originals = ldm.convert_unet(network.state_dict())
@@ -110,4 +110,4 @@ def test_readers_know_every_layer_of_stable_diffusion_xl(part: str, prefix: str)
     assert set(names) <= known
     other = "conv_in" if part == "unet" else "text_projection"
     with pytest.raises(ConfigError, match=f"no adapter of {other}"):
-        kohya.find_layers(XL.kohya_names, CONFIGS / SDXL, part, [other])
+        kohya.find_kohya_layers(XL.kohya_names, CONFIGS / SDXL, part, [other])

@@ -8,7 +8,7 @@ from dreambooth_ray.bundles import ldm
 from dreambooth_ray.models.single_file_names import (
     OPEN_CLIP_PREFIX,
     XL_OPEN_CLIP_PREFIX,
-    SingleFileEncoder,
+    SingleFileEncoderNames,
 )
 from tests.families.published_sizes import PUBLISHED_MODELS
 
@@ -63,7 +63,7 @@ def test_names_of_open_clip() -> None:
                            num_attention_heads=2, vocab_size=100)
         )  # fmt: skip
     names = ldm.convert_text_encoder(
-        text.state_dict(), SingleFileEncoder("open_clip", OPEN_CLIP_PREFIX)
+        text.state_dict(), SingleFileEncoderNames("open_clip", OPEN_CLIP_PREFIX)
     )
     block = "cond_stage_model.model.transformer.resblocks.1."
     assert tuple(names[block + "attn.in_proj_weight"].shape) == (192, 64)
@@ -91,7 +91,7 @@ def test_names_of_stable_diffusion_xl() -> None:
         "output_blocks.8.0.skip_connection.weight": (320, 640, 1, 1),
     }.items():
         assert tuple(names[model + name].shape) == shape, name
-    place = SingleFileEncoder("open_clip", XL_OPEN_CLIP_PREFIX)
+    place = SingleFileEncoderNames("open_clip", XL_OPEN_CLIP_PREFIX)
     text = ldm.convert_text_encoder(parts["text_encoder_2"].state_dict(), place)
     prefix = "conditioner.embedders.1.model."
     assert tuple(text[f"{prefix}text_projection"].shape) == (1280, 1280)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dreambooth_ray
 from dreambooth_ray.adapters.layer_table import LayerTable
-from dreambooth_ray.bundles.formats import export_run
+from dreambooth_ray.bundles.export_formats import export_run
 from dreambooth_ray.cli import main
 from dreambooth_ray.config.adapter_mix import AdapterUse
 from dreambooth_ray.errors import ConfigError, StorageError

@@ -7,13 +7,13 @@ from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.tensor_files import open_tensors
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.scratch import ScratchFolder
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.download import STATE
-from dreambooth_ray.training.checkpoint.kept_checkpoint import KeptCheckpoint
+from dreambooth_ray.training.checkpoint.last_local_checkpoint import LastLocalCheckpoint
 from dreambooth_ray.training.strategy import DirectCheckpointIO
 from dreambooth_ray.training.worker_job import WorkerJob
 
@@ -33,10 +33,10 @@ def run(config: Config) -> Store:
 
 
 @pytest.fixture
-def kept(config: Config, run: Store, tiny_model: Path) -> KeptCheckpoint:
+def kept(config: Config, run: Store, tiny_model: Path) -> LastLocalCheckpoint:
     """The committed checkpoint of the last step, of weights that are all 0.5."""
     parts = load_components(tiny_model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     weights = {
         f"{name}.{key}": weight.detach().fill_(0.5)
         for name in ("unet", "text_encoder")
@@ -47,7 +47,7 @@ def kept(config: Config, run: Store, tiny_model: Path) -> KeptCheckpoint:
     DirectCheckpointIO().save_checkpoint({"state_dict": weights}, scratch.path / STATE)
     manifest.commit_artifact(run, paths.checkpoint(5, lease=1), scratch.path, {"step": 5})
     digests = {entry.name: entry.sha256 for entry in manifest.local_entries(scratch.path)}
-    return KeptCheckpoint(5, scratch, digests)
+    return LastLocalCheckpoint(5, scratch, digests)
 
 
 def job_of(config: Config, run: Store, directory: Path) -> WorkerJob:
@@ -57,7 +57,7 @@ def job_of(config: Config, run: Store, directory: Path) -> WorkerJob:
 def test_the_workers_own_files_are_used_and_storage_is_not_read(
     config: Config,
     run: Store,
-    kept: KeptCheckpoint,
+    kept: LastLocalCheckpoint,
     tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -79,7 +79,7 @@ def test_the_workers_own_files_are_used_and_storage_is_not_read(
 
 @pytest.mark.parametrize("name", ["state_dict.safetensors", STATE])
 def test_a_checkpoint_that_storage_has_lost_gets_no_bundle(
-    config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path, name: str
+    config: Config, run: Store, kept: LastLocalCheckpoint, tiny_model: Path, name: str
 ) -> None:
     run.remove(f"{manifest.find_artifact_folder(run, paths.checkpoint(5, lease=1))}/{name}")
     worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
@@ -87,7 +87,7 @@ def test_a_checkpoint_that_storage_has_lost_gets_no_bundle(
 
 
 def test_a_changed_byte_of_the_workers_own_files_is_found(
-    config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path
+    config: Config, run: Store, kept: LastLocalCheckpoint, tiny_model: Path
 ) -> None:
     weights = kept.scratch.path / "state_dict.safetensors"
     data = bytearray(weights.read_bytes())
@@ -99,7 +99,7 @@ def test_a_changed_byte_of_the_workers_own_files_is_found(
 
 
 def test_what_fails_in_the_worker_is_left_to_who_started_the_run(
-    config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path
+    config: Config, run: Store, kept: LastLocalCheckpoint, tiny_model: Path
 ) -> None:
     (kept.scratch.path / "state_dict.safetensors").write_bytes(b"cut off")
     worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
@@ -110,7 +110,7 @@ def test_what_fails_in_the_worker_is_left_to_who_started_the_run(
 
 
 def test_where_evaluations_choose_the_worker_makes_none(
-    config: Config, run: Store, kept: KeptCheckpoint, tiny_model: Path
+    config: Config, run: Store, kept: LastLocalCheckpoint, tiny_model: Path
 ) -> None:
     choice = config.choice.model_copy(update={"rule": "best"})
     job = job_of(config.model_copy(update={"choice": choice}), run, tiny_model)

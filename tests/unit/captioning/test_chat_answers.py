@@ -4,9 +4,9 @@ import pytest
 
 from dreambooth_ray.captioning.chat_answers import (
     NoAnswerError,
-    PassingError,
+    TemporaryAnswerError,
     read_caption_answer,
-    read_error,
+    read_server_error,
     read_wait_s,
 )
 
@@ -52,12 +52,12 @@ def test_what_belongs_to_a_caption_stays(text: str) -> None:
 def test_what_is_no_caption_is_said(answer: object, match: str) -> None:
     with pytest.raises(NoAnswerError, match=match) as raised:
         read_caption_answer(answer)
-    assert not isinstance(raised.value, PassingError)
+    assert not isinstance(raised.value, TemporaryAnswerError)
 
 
 @pytest.mark.parametrize("content", ["", None, " \n", "<think>hm</think>", '""', 7])
 def test_an_empty_answer_may_be_another_the_next_time(content: object) -> None:
-    with pytest.raises(PassingError, match="is empty"):
+    with pytest.raises(TemporaryAnswerError, match="is empty"):
         read_caption_answer(make_answer(content))
 
 
@@ -75,7 +75,7 @@ def test_an_empty_answer_may_be_another_the_next_time(content: object) -> None:
     ],
 )
 def test_an_error_is_a_servers_own_words_on_one_line(content: bytes, text: str) -> None:
-    assert read_error(content) == text
+    assert read_server_error(content) == text
 
 
 def test_how_long_to_wait() -> None:
@@ -86,5 +86,5 @@ def test_how_long_to_wait() -> None:
 
 
 def test_errors_survive_pickling() -> None:
-    copied = pickle.loads(pickle.dumps(PassingError("slow down", 3.0)))
+    copied = pickle.loads(pickle.dumps(TemporaryAnswerError("slow down", 3.0)))
     assert (str(copied), copied.wait_s) == ("slow down", 3.0)

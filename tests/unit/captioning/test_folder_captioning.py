@@ -9,22 +9,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dreambooth_ray.captioning.folder_captioning import (
+    CaptioningOptions,
     CaptioningResult,
-    CaptionOrder,
     caption_folder,
-    put_words,
+    insert_required_words,
 )
 from dreambooth_ray.captioning.vision_client import VisionClient
 from dreambooth_ray.data.caption_answers import ANSWERS, read_answers
-from dreambooth_ray.data.caption_words import has_word
+from dreambooth_ray.data.caption_words import caption_has_word
 from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.quality.caption_checks import check_captions
-from dreambooth_ray.data.subject import read_subject
+from dreambooth_ray.data.subject import read_subject_photographs
 from dreambooth_ray.errors import ConfigError, DataError
 from tests.vision_server import Answer, VisionServer, error
 
-ORDER = CaptionOrder(class_noun="robot", identifier="sks")
+ORDER = CaptioningOptions(class_noun="robot", identifier="sks")
 CAPTION = "a sks robot in the snow"
 
 
@@ -53,7 +53,7 @@ def test_captions_are_written_and_read_by_training(
     result = caption_folder(folder, client, ORDER, lambda *numbers: progress.append(numbers))
     assert result == CaptioningResult(dict.fromkeys(("a.png", "b.jpg", "c.png"), CAPTION))
     assert progress == [(1, 3), (2, 3), (3, 3)]
-    photographs = read_subject(folder, "x", ShapeRule.of_square(16))
+    photographs = read_subject_photographs(folder, "x", ShapeRule.of_square(16))
     assert [photograph.caption for photograph in photographs] == [CAPTION] * 3
     assert check_captions(find_photographs(folder), "sks", "robot") == []
     assert 'Call the robot just "a robot"' in server.prompts[0]
@@ -68,7 +68,7 @@ def test_a_photograph_is_sent_small_upright_and_without_what_a_camera_wrote(
     exif.get_ifd(0x8825)[2] = (51.0, 30.0, 0.0)  # latitude
     photograph = Image.effect_noise((1200, 400), 60).convert("RGB")
     photograph.save(folder / "b.jpg", exif=exif, comment=b"home", xmp=b"<x>mine</x>", dpi=(9, 9))
-    caption_folder(folder, client, CaptionOrder(side_px=300))
+    caption_folder(folder, client, CaptioningOptions(side_px=300))
     sent = server.images[1]
     assert sent.size == (100, 300)
     assert (dict(sent.getexif()), sent.info.keys() & {"exif", "comment", "xmp", "icc_profile"}) == (
@@ -92,7 +92,7 @@ def test_overwriting_keeps_the_name_of_the_file(
     folder: Path, server: VisionServer, client: VisionClient
 ) -> None:
     (folder / "a.caption").write_bytes(b"\0")
-    caption_folder(folder, client, CaptionOrder(prompt="what?", overwrite=True))
+    caption_folder(folder, client, CaptioningOptions(prompt="what?", overwrite=True))
     assert set(server.prompts) == {"what?"}
     assert set(read_files(folder)) == {"a.caption", "b.txt", "c.txt"}
     assert read_files(folder)["a.caption"] == "a robot in the snow\n"
@@ -114,7 +114,7 @@ def test_what_can_not_be_overwritten_is_refused_before_anything_is_asked(
     for name, text in files.items():
         (folder / name).write_text(text)
     with pytest.raises(DataError, match=match):
-        caption_folder(folder, client, CaptionOrder(overwrite=True))
+        caption_folder(folder, client, CaptioningOptions(overwrite=True))
     assert server.requests == []
 
 
@@ -144,7 +144,7 @@ def test_several_are_asked_for_at_once(
     folder: Path, server: VisionServer, client: VisionClient
 ) -> None:
     server.on_question = threading.Barrier(3, timeout=10).wait
-    result = caption_folder(folder, client, CaptionOrder(parallel=3))
+    result = caption_folder(folder, client, CaptioningOptions(parallel=3))
     assert len(result.written) == 3
     assert set(read_answers(folder)) == set(result.written)
 
@@ -191,12 +191,12 @@ def test_the_doctor_tells_captions_of_photographs_that_were_exchanged(
     ],
 )
 def test_words_are_put_where_they_lack(caption: str, expected: str) -> None:
-    assert put_words(caption, ORDER) == expected
-    assert put_words(caption, CaptionOrder()) == caption
+    assert insert_required_words(caption, ORDER) == expected
+    assert insert_required_words(caption, CaptioningOptions()) == caption
 
 
 @given(caption=st.text("ab sk.,robt", max_size=30), noun=st.sampled_from(["", "robot", "rc car"]))
 def test_every_caption_holds_both_words(caption: str, noun: str) -> None:
-    text = put_words(caption, CaptionOrder(class_noun=noun, identifier="sks"))
-    assert has_word(text, "sks")
-    assert not noun or has_word(text, noun)
+    text = insert_required_words(caption, CaptioningOptions(class_noun=noun, identifier="sks"))
+    assert caption_has_word(text, "sks")
+    assert not noun or caption_has_word(text, noun)

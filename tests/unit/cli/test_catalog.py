@@ -5,8 +5,8 @@ import pytest
 
 from dreambooth_ray.cli import main
 from dreambooth_ray.runs import open_run
-from dreambooth_ray.storage.catalog import Catalog, entry_name
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import SubjectVersionCatalog, entry_file_name
 from tests.unit.test_runs import config  # noqa: F401  a fixture
 
 
@@ -44,7 +44,7 @@ def test_a_catalog_is_rebuilt_and_listed_page_by_page(call, tmp_path: Path) -> N
 def test_an_entry_that_can_not_be_read_is_shown_as_that(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     _write_bundles(tmp_path, "dog")
     call("catalog", "rebuild", str(tmp_path))
-    (tmp_path / entry_name("dog")).write_text('{"format": 2}')
+    (tmp_path / entry_file_name("dog")).write_text('{"format": 2}')
     _, out, _ = call("catalog", "ls", str(tmp_path))
     assert "newer version" in out
     code, _, err = call("catalog", "rebuild", str(tmp_path))
@@ -57,7 +57,7 @@ def test_a_run_is_removed_with_its_files_or_without(call, config) -> None:  # ty
     storage = config.storage.uri
     call("catalog", "rebuild", storage)
     assert call("catalog", "remove", run.uri)[0] == 0
-    assert Catalog(Store(storage)).list_subjects() == []
+    assert SubjectVersionCatalog(Store(storage)).list_subjects() == []
     assert run.exists("bundle/manifest.json")
     assert call("catalog", "remove", run.uri, "--files")[0] == 0
     assert run.names() == []

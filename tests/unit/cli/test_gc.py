@@ -52,11 +52,11 @@ def test_what_ended_in_a_queue_is_shown_and_removed(
     assert collect_garbage(str(tmp_path), delete=False, older_than="0s") == (0, 0)
     monkeypatch.setattr(queue_garbage, "ENDED_S", -1.0)
     assert collect_garbage(str(tmp_path), delete=False, older_than="0s")[0] == 1
-    assert queue.has("over")
+    assert queue.has_work("over")
     assert collect_garbage(str(tmp_path), delete=True, older_than="0s")[0] == 1
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("removed") and line.endswith("a week ago\tqueue/fleet/group")
-    assert [queue.has(name) for name in ("over", "waits")] == [False, True]
+    assert [queue.has_work(name) for name in ("over", "waits")] == [False, True]
 
 
 def test_scratch_of_processes_that_died_goes_and_what_is_held_stays(

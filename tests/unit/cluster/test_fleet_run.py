@@ -10,7 +10,7 @@ from dreambooth_ray import pipeline
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.preparation import PreparedRun
-from dreambooth_ray.priors.prior_generation import PriorRequest
+from dreambooth_ray.priors.prior_generation import PriorSetRequest
 
 
 def test_class_images_are_drawn_up_to_the_largest_count_and_again_after_a_failure(
@@ -25,7 +25,7 @@ def test_class_images_are_drawn_up_to_the_largest_count_and_again_after_a_failur
     counts_asked: list[int] = []
     fails = [True]
 
-    def generate(run: PreparedRun, request: PriorRequest, display: object) -> None:
+    def generate(run: PreparedRun, request: PriorSetRequest, display: object) -> None:
         counts_asked.append(request.count)
         if fails.pop():
             raise StorageError("storage is away")

@@ -8,7 +8,7 @@ import yaml
 
 from cluster.fleet_store import FleetStore, parse_lora_rank
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.queue.work_records import end_name
+from dreambooth_ray.queue.work_records import ended_mark_name
 from tests.unit.cluster.added_subjects import Added
 
 
@@ -68,7 +68,7 @@ def test_pages_go_through_all_groups(added: Added) -> None:
     ended = added.store.list_ended("", 5)
     last_group, last = ended[-1]
     assert len(ended) == 5
-    assert len(added.store.list_ended(f"{last_group}/{end_name(last)}")) == 3
+    assert len(added.store.list_ended(f"{last_group}/{ended_mark_name(last)}")) == 3
     with pytest.raises(ConfigError, match="no subject 'nobody'"):
         added.store.cancel("nobody")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
-from cluster.job_submitter import HeadLostError, JobSubmitter, Submission, WaitLimits
+from cluster.job_submitter import HeadLostError, JobSubmission, JobSubmitter, WaitLimits
 
 JOB = "dreambooth-train-abcde"
 QUICK = WaitLimits(request_s=0.3, interval_s=0.02, head_s=20.0)
@@ -102,7 +102,7 @@ def make_submitter(
     waiting: WaitLimits = QUICK,
     token: str = "",
 ) -> JobSubmitter:
-    submission = Submission(service.address, token, JOB, "dreambooth train recipe.yaml")
+    submission = JobSubmission(service.address, token, JOB, "dreambooth train recipe.yaml")
     return JobSubmitter(submission, waiting, printed.append, said.append)
 
 

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_the_whole_state(folder: Path) -> None:
     cluster = LocalCluster(folder)
     assert cluster.address == "10.213.9.10:6379"
-    assert cluster.dashboard == "http://10.213.9.10:8265"
+    assert cluster.dashboard_url == "http://10.213.9.10:8265"
     assert [h.name for h in cluster.workers] == ["host-11"]
     assert not cluster.host("head").is_alive
 
@@ -109,5 +109,5 @@ def test_networks_that_are_made_at_once_get_addresses_of_their_own(
     monkeypatch.setattr(namespaces, "_read_output", read_output)
     monkeypatch.setattr(namespaces, "_run_command", run_command)
     with ThreadPoolExecutor(2) as pool:
-        networks = list(pool.map(namespaces.Network.create, ("one", "two")))
+        networks = list(pool.map(namespaces.HostNetwork.create, ("one", "two")))
     assert {network.prefix for network in networks} == {"10.213.1", "10.213.2"}

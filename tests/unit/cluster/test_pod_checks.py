@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.kubernetes_runs import KubernetesRuns
-from cluster.pod_checks import check_pod_settings, find_image_problem
+from cluster.pod_checks import check_pod_settings, find_image_name_problem
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
@@ -97,7 +97,7 @@ def test_a_namespace_has_to_be_a_name(namespace: str) -> None:
     ],
 )
 def test_an_image_has_to_stay_the_same(image: str, words: str) -> None:
-    assert words in find_image_problem(image)
+    assert words in find_image_name_problem(image)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_an_image_has_to_stay_the_same(image: str, words: str) -> None:
      f"registry.example.com:5000/team/dreambooth-ray:1@{DIGEST}"],
 )  # fmt: skip
 def test_a_digest_or_an_image_of_the_nodes_own_is_taken(image: str) -> None:
-    assert find_image_problem(image) == ""
+    assert find_image_name_problem(image) == ""
 
 
 def test_what_ships_the_hub_and_the_object_store_are_taken() -> None:

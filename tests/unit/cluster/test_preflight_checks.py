@@ -10,15 +10,11 @@ import pytest
 from PIL import Image
 
 from cluster.cluster_registry import ClusterEntry
-from cluster.preflight_checks import (
-    fit_to_cluster,
-    format_findings,
-    run_preflight,
-)
+from cluster.preflight_checks import fit_to_cluster, format_findings, run_preflight
 from cluster.preflight_finding import PreflightFinding
 from dreambooth_ray.config.load import load_config, override_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_footprint
+from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_training_footprint
 from dreambooth_ray.storage.store import Store
 from tests.footprints import estimate_by_formula, use_formula
 from tests.nvidia_smi import install_nvidia_smi
@@ -33,13 +29,13 @@ def counted_once() -> Iterator[None]:
     def remembered(config: Config, directory: Path) -> TrainingFootprint:
         key = f"{config.train!r}{config.cluster.workers}"
         if key not in footprints:
-            footprints[key] = estimate_footprint(config, directory)
+            footprints[key] = estimate_training_footprint(config, directory)
         return footprints[key]
 
     with pytest.MonkeyPatch.context() as patch:
         # What is advised is another test's.
         use_formula(patch)
-        patch.setattr("cluster.preflight_checks.estimate_footprint", remembered)
+        patch.setattr("cluster.preflight_checks.estimate_training_footprint", remembered)
         yield
 
 
@@ -87,9 +83,8 @@ def test_nothing_wrong_is_nothing_found(config: Config, head: Server) -> None:
 def test_a_wrong_setting_is_found_by_its_key(
     photos: Path, tmp_path: Path, head: Server, override: str, key: str
 ) -> None:
-    assert fatal_keys(run_preflight(make_config(photos, tmp_path, override), make_entry(head))) == [
-        key
-    ]
+    wrong = make_config(photos, tmp_path, override)
+    assert fatal_keys(run_preflight(wrong, make_entry(head))) == [key]
 
 
 @pytest.mark.parametrize(
@@ -158,16 +153,14 @@ def test_what_the_doctor_says_is_a_warning(photos: Path, tmp_path: Path) -> None
     folder.mkdir()
     for name in ("one.png", "two.png"):
         shutil.copy(sorted(photos.glob("*.png"))[0], folder / name)
-    said = [
-        f for f in run_preflight(make_config(folder, tmp_path)) if "one.png and two.png" in f.text
-    ]
+    findings = run_preflight(make_config(folder, tmp_path))
+    said = [f for f in findings if "one.png and two.png" in f.text]
     assert [(f.key, f.fatal) for f in said] == [("subject.photos", False)]
 
 
 def test_an_ordinary_word_and_a_small_image_are_doubted(photos: Path, tmp_path: Path) -> None:
-    findings = run_preflight(
-        make_config(photos, tmp_path, "subject.identifier=dog", "train.resolution=256")
-    )
+    doubtful = make_config(photos, tmp_path, "subject.identifier=dog", "train.resolution=256")
+    findings = run_preflight(doubtful)
     assert fatal_keys(findings) == []
     doubts = {f.key for f in findings if not f.is_note}
     assert doubts == {"subject.identifier", "subject.photos"}
@@ -227,15 +220,14 @@ def test_a_cluster_that_does_not_fit_is_found(
 
 def test_too_few_gpus_are_found(photos: Path, tmp_path: Path, head: Server) -> None:
     head.gpus = {"GPU": 1.0}
-    assert fatal_keys(
-        run_preflight(make_config(photos, tmp_path, "cluster.gpus=true"), make_entry(head))
-    ) == ["cluster.workers"]
+    with_gpus = make_config(photos, tmp_path, "cluster.gpus=true")
+    assert fatal_keys(run_preflight(with_gpus, make_entry(head))) == ["cluster.workers"]
 
 
 @pytest.fixture
 def large_config(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Of a run on GPUs whose step takes 4,900 MiB."""
-    monkeypatch.setattr("cluster.preflight_checks.estimate_footprint", estimate_by_formula)
+    monkeypatch.setattr("cluster.preflight_checks.estimate_training_footprint", estimate_by_formula)
     return make_config(photos, tmp_path, "cluster.gpus=true", "cluster.workers=1")
 
 

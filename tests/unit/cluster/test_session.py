@@ -18,7 +18,7 @@ from ray.core.generated.gcs_service_pb2_grpc import (
 )
 
 from cluster import session
-from cluster.session import check_cluster, connection
+from cluster.session import check_cluster_address, ray_connection
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import ConfigError
@@ -38,7 +38,7 @@ def ray_arguments(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_local_ray_is_one_of_its_own_whatever_else_runs_here(
     ray_arguments: list[dict[str, Any]],
 ) -> None:
-    with connection(ClusterConfig(), 3):
+    with ray_connection(ClusterConfig(), 3):
         pass
     # Without "local", ray.init joins a `ray start` of this machine and refuses num_cpus.
     assert ray_arguments[0]["address"] == "local"
@@ -51,7 +51,7 @@ def test_inside_of_a_job_its_cluster_is_meant(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with connection(ClusterConfig(), 3):
+        with ray_connection(ClusterConfig(), 3):
             pass
     assert ray_arguments[0]["address"] == address
     assert "num_cpus" not in ray_arguments[0]
@@ -62,7 +62,7 @@ def test_an_address_that_means_a_local_ray_starts_one(
     ray_arguments: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with connection(ClusterConfig(), 3):
+    with ray_connection(ClusterConfig(), 3):
         pass
     assert ray_arguments[0]["address"] == "local"
 
@@ -82,12 +82,12 @@ def test_a_stale_address_is_named_with_where_it_came_from(
     address = form.format(closed_port)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError) as refused:
-        connection(ClusterConfig(), 1).__enter__()
+        ray_connection(ClusterConfig(), 1).__enter__()
     start = f"the environment's RAY_ADDRESS={address!r} can't be reached"
     assert str(refused.value).startswith(start)
     assert "unset the environment's RAY_ADDRESS" in str(refused.value)
     with pytest.raises(ConfigError, match=r"^cluster\.address='127"):
-        connection(ClusterConfig(address=f"127.0.0.1:{closed_port}"), 1).__enter__()
+        ray_connection(ClusterConfig(address=f"127.0.0.1:{closed_port}"), 1).__enter__()
 
 
 @pytest.mark.parametrize("address", ["http://10.0.0.1:8265", "https://ray.example.com"])
@@ -96,20 +96,20 @@ def test_the_address_of_a_jobs_api_is_no_heads(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="Jobs API; give the head as host:6379"):
-        check_cluster(ClusterConfig())
+        check_cluster_address(ClusterConfig())
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port", "ray://host"])
 def test_what_is_no_address_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS=.* is not of the form host:port"):
-        check_cluster(ClusterConfig())
+        check_cluster_address(ClusterConfig())
 
 
 def test_auto_without_a_ray_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "find_local_address", lambda: None)
     with pytest.raises(ConfigError, match=r"cluster\.address='auto': no Ray was started on this"):
-        check_cluster(ClusterConfig(address="auto"))
+        check_cluster_address(ClusterConfig(address="auto"))
 
 
 @pytest.mark.parametrize("form", ["{}", "ray://{}"])
@@ -122,7 +122,7 @@ def test_another_server_at_the_port_is_no_ray(form: str, monkeypatch: pytest.Mon
     address = form.format(f"127.0.0.1:{server.server_port}")
     try:
         with pytest.raises(ConfigError, match="what answers there is no Ray"):
-            check_cluster(ClusterConfig(address=address))
+            check_cluster_address(ClusterConfig(address=address))
     finally:
         server.shutdown()
         server.server_close()
@@ -160,10 +160,10 @@ def test_a_head_is_asked_for_its_versions_and_its_token(head: Head, words: str) 
     cluster = ClusterConfig(address=f"127.0.0.1:{port}")
     try:
         if not words:
-            check_cluster(cluster)
+            check_cluster_address(cluster)
             return
         with pytest.raises(ConfigError, match=f"cluster.address='127.*{words}"):
-            check_cluster(cluster)
+            check_cluster_address(cluster)
     finally:
         server.stop(None)
 
@@ -173,9 +173,9 @@ def test_gpus_that_this_machine_has_not_are_refused_by_name(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(ConfigError, match=r"cluster\.gpus=true: this machine has no GPU"):
-        connection(ClusterConfig(gpus=True), 3).__enter__()
+        ray_connection(ClusterConfig(gpus=True), 3).__enter__()
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
-    with connection(ClusterConfig(gpus=True), 3):
+    with ray_connection(ClusterConfig(gpus=True), 3):
         pass
 
 

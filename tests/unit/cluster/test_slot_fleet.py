@@ -19,12 +19,12 @@ from dreambooth_ray.training.worker_job import WorkerJob
 class PlayedWorker:
     """Ends subjects in the order in which they came, as `plays` says of each try."""
 
-    def __init__(self, num_slots: int, plays: dict[str, list[str]], has_room: bool) -> None:
+    def __init__(self, num_slots: int, plays: dict[str, list[str]], has_started: bool) -> None:
         self.num_slots, self._plays = num_slots, plays
         self.num_taken = self.most_taken = 0
-        ready = [SubjectEvent("", "ready")] if has_room else []
+        ready = [SubjectEvent("", "ready")] if has_started else []
         self._events: deque[SubjectEvent | WorkerLostError] = deque(ready)
-        self.has_room = has_room
+        self.has_started = has_started
         # They come last: bundles take their time.
         self._ends: deque[SubjectEvent] = deque()
         self.num_held = self.most_held = 0
@@ -34,7 +34,7 @@ class PlayedWorker:
         self.is_killed = True
 
     def add(self, job: WorkerJob | None) -> None:
-        assert self.has_room
+        assert self.has_started
         if job is None:
             self.is_closed = True
             return
@@ -171,7 +171,7 @@ def test_a_worker_that_takes_long_to_load_is_waited_for() -> None:
     def load_slowly(handles: list[SlotWorkerHandle]) -> SlotWorkerHandle | None:
         nonlocal num_looks
         (worker,) = played.workers
-        worker.has_room = True
+        worker.has_started = True
         num_looks += 1
         if num_looks == 3:
             worker._events.append(SubjectEvent("", "ready"))

@@ -3,10 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from cluster.slot_plan import divide_slots, plan_slots
+from cluster.slot_plan import divide_slots_among_workers, plan_slot_groups
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.training.slots.batch_policy import find_obstacle
+from dreambooth_ray.training.slots.shared_batch_rules import find_shared_batch_obstacle
 
 SLOTTED = ("train.method=lora",)
 
@@ -26,7 +26,7 @@ OWN = (
 
 def test_what_is_a_runs_own_parts_nobody() -> None:
     configs = {setting: make_config(setting) for setting in OWN}
-    plan = plan_slots(configs)
+    plan = plan_slot_groups(configs)
     assert [group.subject_ids for group in plan.groups] == [OWN]
     assert plan.groups[0].rank == 8
     assert not plan.obstacles
@@ -42,7 +42,9 @@ APART = (
 
 @pytest.mark.parametrize("setting", APART)
 def test_what_shapes_the_batch_parts_them(setting: str) -> None:
-    plan = plan_slots({"a": make_config(), "b": make_config(setting), "c": make_config("seed=3")})
+    plan = plan_slot_groups(
+        {"a": make_config(), "b": make_config(setting), "c": make_config("seed=3")}
+    )
     assert [group.subject_ids for group in plan.groups] == [("a", "c"), ("b",)]
 
 
@@ -123,13 +125,13 @@ OBSTACLES = {
 @pytest.mark.parametrize("obstacle", OBSTACLES)
 def test_what_slots_can_t_do_is_named(obstacle: str) -> None:
     config = make_config(*OBSTACLES[obstacle])
-    assert find_obstacle(config) == obstacle
-    assert plan_slots({"a": config}).obstacles == {"a": obstacle}
+    assert find_shared_batch_obstacle(config) == obstacle
+    assert plan_slot_groups({"a": config}).obstacles == {"a": obstacle}
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 200))
 def test_workers_divide_the_slots_evenly(slots: int, workers: int, subjects: int) -> None:
-    shares = divide_slots(slots, workers, subjects)
+    shares = divide_slots_among_workers(slots, workers, subjects)
     assert 1 <= len(shares) <= min(workers, subjects)
     assert max(shares) - min(shares) <= 1
     assert sum(shares) <= slots
@@ -139,6 +141,6 @@ def test_workers_divide_the_slots_evenly(slots: int, workers: int, subjects: int
 
 
 def test_one_subject_more_or_less_leaves_the_batch_as_it_is() -> None:
-    assert divide_slots(32, 1, 29) == divide_slots(32, 1, 32) == [32]
-    assert divide_slots(32, 2, 29) == [16, 16]
-    assert divide_slots(32, 1, 3) == [4]
+    assert divide_slots_among_workers(32, 1, 29) == divide_slots_among_workers(32, 1, 32) == [32]
+    assert divide_slots_among_workers(32, 2, 29) == [16, 16]
+    assert divide_slots_among_workers(32, 1, 3) == [4]

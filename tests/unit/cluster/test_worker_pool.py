@@ -1,7 +1,7 @@
 """How many workers there are, by what waits; the workers are played here."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cluster.fleet_queue import FleetEntry
@@ -17,7 +17,7 @@ IDLE_S, WAIT_S = 60.0, 900.0
 class PlayedHandle:
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
-        self.has_room = self.is_killed = self.is_closed = False
+        self.has_started = self.is_killed = self.is_closed = False
 
     def add(self, job: WorkerJob | None) -> None:
         self.is_closed = job is None
@@ -48,7 +48,7 @@ class PlayedPool:
 
     def scale(self, *, is_over: bool = False) -> None:
         """As a fleet does: hand out what waits, then scale."""
-        while self.num_waiting and (worker := self.pool.find_free()) is not None:
+        while self.num_waiting and (worker := self.pool.find_free_worker()) is not None:
             self.num_waiting -= 1
             self.pool.note_taken(worker, FleetEntry(f"s{len(worker.entries)}"), self.now_s)
         self.pool.scale(self.count, is_over=is_over)
@@ -151,10 +151,10 @@ def test_room_is_waited_for_from_the_first_start_on() -> None:
     played = PlayedPool(WorkerBounds((1,), 0, IDLE_S))
     played.now_s = 2 * WAIT_S
     played.scale()
-    played.pool.check_room()
+    played.pool.check_worker_started()
     played.now_s += WAIT_S + 1
     with pytest.raises(CapacityError, match=r"none of 1 workers .* within 900 s"):
-        played.pool.check_room()
+        played.pool.check_worker_started()
 
 
 def test_a_lost_worker_has_a_successor_with_as_many_slots() -> None:
@@ -184,6 +184,11 @@ Steps = st.lists(
 )
 
 
+# The worker of one slot stays and the one of three has left: another subject wants that one back.
+_LARGER_LEFT = [("wait", 4), ("ready", 0), *[("finish", 0)] * 3, ("later", 9), ("wait", 1)]
+
+
+@example(steps=_LARGER_LEFT, shares=[1, 3], fewest=0)
 @given(Steps, st.lists(st.integers(1, 3), min_size=1, max_size=4), st.integers(0, 4))
 def test_workers_stay_within_their_bounds(
     steps: list[tuple[str, int]], shares: list[int], fewest: int
@@ -204,7 +209,7 @@ def test_workers_stay_within_their_bounds(
         assert max(1, fewest) <= len(played.pool) <= len(shares)
         # Nobody who has subjects is ended.
         assert all(handle in played.pool.handles for handle in busy)
-        if played.num_waiting and played.pool.find_free() is None:
+        if played.num_waiting and played.pool.find_free_worker() is None:
             taken = sum(worker.num_taken for worker in played.workers)
             slots = sum(handle.num_slots for handle in played.pool.handles)
             assert slots >= min(sum(shares), taken + played.num_waiting)

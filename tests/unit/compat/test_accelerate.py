@@ -1,7 +1,7 @@
 import pytest
 from accelerate import Accelerator
 
-from dreambooth_ray.compat.accelerate import forget_accelerators
+from dreambooth_ray.compat.accelerate import reset_accelerator_state
 from tests.unit.compat.private_api import check_parameters, find_private
 
 
@@ -16,6 +16,6 @@ def test_each_accelerator_has_its_own_precision(monkeypatch: pytest.MonkeyPatch)
     # As a training of another test may have left it.
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     for precision in ("bf16", "no"):
-        forget_accelerators()
+        reset_accelerator_state()
         assert Accelerator(cpu=True, mixed_precision=precision).mixed_precision == precision
-    forget_accelerators()
+    reset_accelerator_state()

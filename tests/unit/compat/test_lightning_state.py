@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dreambooth_ray.compat.lightning_state import make_checkpoint, read_loop_states, set_num_batches
+from dreambooth_ray.compat.lightning_state import (
+    build_lightning_checkpoint,
+    read_loop_states,
+    set_batch_progress,
+)
 
 
 class Module(pl.LightningModule):
@@ -40,7 +44,7 @@ class Recount(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        set_num_batches(checkpoint, int(checkpoint["global_step"]) * 2)
+        set_batch_progress(checkpoint, int(checkpoint["global_step"]) * 2)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -81,7 +85,9 @@ def test_a_checkpoint_is_made_as_lightning_makes_it(tmp_path: Path) -> None:
     trainer.fit(Module(), loader)
     saved = torch.load(tmp_path / "state", weights_only=False)
     optimizer, version = saved["optimizer_states"][0], saved["pytorch-lightning_version"]
-    made = make_checkpoint(read_loop_states(make_trainer(4, 1)), 2, optimizer, {}, version)
+    made = build_lightning_checkpoint(
+        read_loop_states(make_trainer(4, 1)), 2, optimizer, {}, version
+    )
     del saved["state_dict"], saved["lr_schedulers"], made["lr_schedulers"]
     # There is no scheduler here, and it counts its steps.
     for state in (made, saved):

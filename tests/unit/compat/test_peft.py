@@ -8,7 +8,7 @@ from torch import nn
 from dreambooth_ray.compat.peft import (
     forgo_module_dropout,
     list_adapted_layers,
-    parse_adapter_name,
+    parse_adapter_weight_name,
 )
 from tests.unit.compat.private_api import find_private
 
@@ -52,8 +52,8 @@ def test_weights_of_an_injected_adapter_are_told_apart_by_name() -> None:
     network = Network()
     inject_adapter_in_model(LoraConfig(r=1, target_modules=["first"], use_dora=True), network)
     names = [name for name, weight in network.named_parameters() if "lora" in name]
-    assert [parse_adapter_name(name) for name in names] == [
+    assert [parse_adapter_weight_name(name) for name in names] == [
         ("first", "down"), ("first", "up"), ("first", "magnitude"),
     ], "peft: weights of adapters are called otherwise"  # fmt: skip
     with pytest.raises(ValueError, match="no weight of a LoRA"):
-        parse_adapter_name("first.base_layer.weight")
+        parse_adapter_weight_name("first.base_layer.weight")

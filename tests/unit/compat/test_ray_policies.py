@@ -5,8 +5,8 @@ from ray.train import ControllerError, FailureConfig, ScalingConfig, WorkerGroup
 
 from dreambooth_ray.compat.ray_policies import (
     WORKER_LOST,
-    FailFastPolicy,
     NoAutoscalerPolicy,
+    SelectiveRestartPolicy,
     worker_failures,
 )
 from tests.unit.compat.private_api import find_private
@@ -62,7 +62,7 @@ def test_failed_workers_are_the_runs_business_and_the_rest_is_rays() -> None:
 
     dead, startup = ActorDiedError(), WorkerGroupStartupFailedError("gone")
     restarts = Restarts(1)
-    policy = FailFastPolicy(create_failure_policy(FailureConfig()), restarts)
+    policy = SelectiveRestartPolicy(create_failure_policy(FailureConfig()), restarts)
     errors = (
         WorkerGroupError("x", {0: dead}), ControllerError(startup), ControllerError(TypeError("x")),
     )  # fmt: skip

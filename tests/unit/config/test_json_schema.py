@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from dreambooth_ray.cli.main import app
 from dreambooth_ray.config.json_schema import Kind, json_schema
 from dreambooth_ray.config.learning_rates import check_rates
-from dreambooth_ray.config.load import dump_config, load_config, recipe_names
+from dreambooth_ray.config.load import dump_config, list_recipe_names, load_config
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.model_directory import check_resolution, model_directory
 
@@ -31,14 +31,14 @@ def test_the_file_that_ships_is_what_the_verb_prints(kind: Kind) -> None:
     Draft202012Validator.check_schema(json_schema(kind))
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipe_names())
 def test_a_recipe_names_its_schema_and_is_valid(name: str) -> None:
     text = (RECIPES / name).read_text()
     assert text.splitlines()[0] == "# yaml-language-server: $schema=recipe.schema.json"
     assert find_errors("recipe", yaml.safe_load(text)) == []
 
 
-@pytest.mark.parametrize("name", [n for n in recipe_names() if n.startswith(("sd15", "sd21"))])
+@pytest.mark.parametrize("name", [n for n in list_recipe_names() if n.startswith(("sd15", "sd21"))])
 def test_recipes_by_memory_go_with_the_published_models(
     request: pytest.FixtureRequest, name: str
 ) -> None:
@@ -58,7 +58,7 @@ def test_recipes_by_memory_go_with_the_published_models(
 def test_there_is_a_recipe_for_each_model_method_and_memory() -> None:
     sizes = ("lora-8gb", "lora-12gb", "full-24gb", "full-80gb")
     names = {f"sd{version}-{size}.yaml" for version in (15, 21) for size in sizes}
-    assert names <= set(recipe_names())
+    assert names <= set(list_recipe_names())
 
 
 def test_a_resolved_configuration_is_valid() -> None:

@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth_ray.config.load import (
-    all_keys,
     dump_config,
+    list_config_keys,
+    list_recipe_names,
     load_config,
     override_config,
     parse_config,
-    recipe_names,
 )
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
@@ -22,7 +22,7 @@ checkpoint.keep cluster.address cluster.workers storage.uri"""
 
 
 def test_the_keys_others_rely_on_exist() -> None:
-    assert set(PROMISED.split()) <= set(all_keys())
+    assert set(PROMISED.split()) <= set(list_config_keys())
 
 
 def test_overrides_apply_in_order_and_keep_their_yaml_types() -> None:
@@ -66,7 +66,7 @@ def test_a_recipe_file_is_read(tmp_path: Path) -> None:
     assert load_config(str(path), ["seed=3"]).seed == 3
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipe_names())
 def test_every_shipped_recipe_is_valid(name: str) -> None:
     config = load_config(name, ["subject.photos=p", "subject.class_noun=dog"])
     assert config.train.steps > 0

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from dreambooth_ray.config.key_types import KeyType
-from dreambooth_ray.config.load import all_keys, parse_config
+from dreambooth_ray.config.load import list_config_keys, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 
@@ -40,7 +40,7 @@ def test_a_configuration_is_frozen() -> None:
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])
 def test_a_fraction_is_a_number_and_has_an_end(number: str) -> None:
-    keys = [key for key in all_keys() if _takes_fractions(key)]
+    keys = [key for key in list_config_keys() if _takes_fractions(key)]
     assert {"loss.logit_mean", "train.lr", "choice.max_drift"} <= set(keys)
     keys += ["prior.resources.box", "train.lora.alpha_pattern.to_q", "prior.guidance_interval.0"]
     for key in keys:

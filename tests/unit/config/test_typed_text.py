@@ -14,11 +14,16 @@ from pydantic import BaseModel
 from cluster.cluster_registry import find_cluster
 from cluster.fleet_plan import load_fleet
 from dreambooth_ray.config.key_types import KeyType
-from dreambooth_ray.config.load import all_keys, load_config, load_serve_config, parse_config
+from dreambooth_ray.config.load import (
+    list_config_keys,
+    load_config,
+    load_serve_config,
+    parse_config,
+)
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.serving import AuthConfig
 from dreambooth_ray.errors import ConfigError
-from serve.auth import read_keys
+from serve.auth import read_api_keys
 
 BASE = {"subject": {"photos": "photos", "class_noun": "dog"}}
 MINIMAL = yaml.safe_dump(BASE)
@@ -47,7 +52,7 @@ def get(config: BaseModel, key: str) -> Any:
 
 def key_types(schema: type[BaseModel] = Config) -> dict[str, KeyType]:
     types = {}
-    for key in all_keys(schema):
+    for key in list_config_keys(schema):
         key_type = KeyType(schema)
         for name in key.split("."):
             key_type = key_type.child(name)
@@ -55,8 +60,8 @@ def key_types(schema: type[BaseModel] = Config) -> dict[str, KeyType]:
     return types
 
 
-TEXT_KEYS = sorted(k for k, t in key_types().items() if t.is_text)
-NUMBER_KEYS = sorted(k for k, t in key_types().items() if t.is_number and not t.is_text)
+TEXT_KEYS = sorted(k for k, t in key_types().items() if t.reads_as_text)
+NUMBER_KEYS = sorted(k for k, t in key_types().items() if t.reads_as_number and not t.reads_as_text)
 
 
 def is_quoted(text: str) -> bool:
@@ -263,7 +268,7 @@ def test_other_files_are_read_by_the_same_rules(text: str, tmp_path: Path) -> No
     path = tmp_path / "keys.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"keys\.yaml line \d") as refused:
-        read_keys(AuthConfig(keys_file=str(path)), {})
+        read_api_keys(AuthConfig(keys_file=str(path)), {})
     assert "sha256" not in str(refused.value)
 
 

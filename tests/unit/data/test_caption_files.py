@@ -9,8 +9,8 @@ from PIL import Image
 from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.quality.caption_checks import check_captions
-from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
-from dreambooth_ray.data.subject import read_subject
+from dreambooth_ray.data.remote_images import fetch_photographs_folder, upload_photographs
+from dreambooth_ray.data.subject import read_subject_photographs
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.storage.store import Store
 
@@ -24,7 +24,7 @@ def save(folder: Path, *names: str) -> None:
 def read_captions(folder: Path) -> list[str]:
     return [
         photograph.caption
-        for photograph in read_subject(folder, "default", ShapeRule.of_square(16))
+        for photograph in read_subject_photographs(folder, "default", ShapeRule.of_square(16))
     ]
 
 
@@ -127,12 +127,12 @@ def test_captions_go_to_storage_with_their_photographs(tmp_path: Path) -> None:
     (folder / "a.caption").write_text("one")
     (folder / "B.TXT").write_text("two")
     uri = upload_photographs(folder, Store(str(tmp_path / "out")))
-    assert read_captions(photographs_folder(f"file://{uri}")) == ["one", "two"]
+    assert read_captions(fetch_photographs_folder(f"file://{uri}")) == ["one", "two"]
     for path in (folder / "a.caption", folder / "B.TXT"):
         path.unlink()
     write_rows(folder, *({"file_name": f"{name}.png", "text": name} for name in "ab"))
     uri = upload_photographs(folder, Store(str(tmp_path / "out")))
-    assert read_captions(photographs_folder(f"file://{uri}")) == ["a", "b"]
+    assert read_captions(fetch_photographs_folder(f"file://{uri}")) == ["a", "b"]
 
 
 def test_a_folder_of_kohyas_is_named_with_what_to_give(tmp_path: Path) -> None:

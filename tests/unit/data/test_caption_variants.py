@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from dreambooth_ray.config.captions import CaptionsConfig
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.caption_variants import find_doubt, list_captions, vary_tags
+from dreambooth_ray.data.caption_variants import (
+    find_variant_warning,
+    list_caption_variants,
+    vary_tags,
+)
 
 TAGS = "sks dog, snow, from above, smiling, at night"
 
@@ -18,7 +22,7 @@ def make_config(*overrides: str) -> Config:
 
 def list_of(own_caption: str, *overrides: str) -> tuple[str, ...]:
     config = make_config(*overrides)
-    return list_captions(config, config.subject, own_caption)
+    return list_caption_variants(config, config.subject, own_caption)
 
 
 def test_captions_are_as_they_were_written_unless_asked_otherwise() -> None:
@@ -119,5 +123,5 @@ def test_a_setting_that_is_doubtful_is_told(
     own_captions: list[str], overrides: list[str], match: str | None
 ) -> None:
     config = make_config(*overrides)
-    text = find_doubt(config, config.subject, own_captions)
+    text = find_variant_warning(config, config.subject, own_captions)
     assert (text is None) if match is None else (match in str(text))

@@ -1,6 +1,6 @@
 import pytest
 
-from dreambooth_ray.data.caption_words import strip_word
+from dreambooth_ray.data.caption_words import remove_word
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ from dreambooth_ray.data.caption_words import strip_word
 def test_an_identifier_is_taken_out_where_it_stands_alone(
     caption: str, word: str, expected: str
 ) -> None:
-    assert strip_word(caption, word) == expected
+    assert remove_word(caption, word) == expected

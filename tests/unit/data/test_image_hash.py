@@ -1,6 +1,6 @@
 from PIL import Image, ImageEnhance
 
-from dreambooth_ray.data.image_hash import compute_fingerprint, fingerprint_distance, is_blank
+from dreambooth_ray.data.image_hash import compute_fingerprint, fingerprint_distance, is_blank_image
 from dreambooth_ray.toyworld.world import random_subject, render_photographs
 
 
@@ -21,6 +21,6 @@ def test_an_image_is_like_its_own_copies_and_unlike_others() -> None:
 
 
 def test_blank_is_one_colour(tile: Image.Image) -> None:
-    assert is_blank(tile)
+    assert is_blank_image(tile)
     tile.paste((0, 0, 0), (0, 0, 32, 64))
-    assert not is_blank(tile)
+    assert not is_blank_image(tile)

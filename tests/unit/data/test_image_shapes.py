@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dreambooth_ray.config.training_images import TrainingImagesConfig
-from dreambooth_ray.data.image_shapes import ImageShape, ShapeRule, list_shapes
-from dreambooth_ray.data.subject import read_subject
+from dreambooth_ray.data.image_shapes import ImageShape, ShapeRule, list_bucket_shapes
+from dreambooth_ray.data.subject import read_subject_photographs
 from dreambooth_ray.errors import ConfigError, DataError
 
 
@@ -27,7 +27,7 @@ def test_shapes_are_no_larger_than_the_square_that_is_one_of_them(
     step: int, num_steps: int, max_aspect: float
 ) -> None:
     side = step * num_steps
-    shapes = list_shapes(side, step, max_aspect)
+    shapes = list_bucket_shapes(side, step, max_aspect)
     assert ImageShape(side, side) in shapes
     for width, height in shapes:
         assert width % step == height % step == 0
@@ -44,7 +44,7 @@ def test_a_bucket_is_of_the_nearest_aspect(width: int, height: int) -> None:
     rule = make_rule()
     (shape,) = rule.choose_shapes((width, height), "x")
     distance = abs(math.log(shape.width * height / (shape.height * width)))
-    others = list_shapes(512, 64, 2.0)
+    others = list_bucket_shapes(512, 64, 2.0)
     assert distance == min(abs(math.log(s.width * height / (s.height * width))) for s in others)
     (lying,) = rule.choose_shapes((height, width), "x")
     assert lying == (shape.height, shape.width)
@@ -66,7 +66,7 @@ def test_a_photograph_that_no_bucket_fits_is_refused(size: tuple[int, int]) -> N
 def test_a_line_of_pixels_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4000, 1)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png is 4000x1 px; each side needs at least 16 px"):
-        read_subject(tmp_path, "x", make_rule())
+        read_subject_photographs(tmp_path, "x", make_rule())
 
 
 def test_a_photograph_is_enlarged_to_its_double_at_most() -> None:

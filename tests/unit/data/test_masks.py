@@ -11,9 +11,9 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.crop_sheet import draw_crops
 from dreambooth_ray.data.masks import find_mask, read_mask
 from dreambooth_ray.data.photographs import find_photographs
-from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
+from dreambooth_ray.data.remote_images import fetch_photographs_folder, upload_photographs
 from dreambooth_ray.data.run_inputs import record_photographs
-from dreambooth_ray.data.subject import Photograph, check_masks, read_configured_subject
+from dreambooth_ray.data.subject import Photograph, check_masks, read_configured_photographs
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.storage.store import Store
 
@@ -41,7 +41,7 @@ def read(folder: Path, *overrides: str) -> tuple[Config, list[Photograph]]:
         f"subject: {{photos: {folder}, class_noun: dog}}", "x",
         ["train.resolution=64", "train.mask_background=0.25", *overrides],
     )  # fmt: skip
-    return config, read_configured_subject(config, config.subject)
+    return config, read_configured_photographs(config, config.subject)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def read(folder: Path, *overrides: str) -> tuple[Config, list[Photograph]]:
 def test_a_mask_is_cut_with_its_photograph(folder: Path, settings: tuple[str, ...]) -> None:
     make_mask().save(folder / "a.mask.png")
     _, (photograph,) = read(folder, *settings)
-    for view in photograph.all_resolutions:
+    for view in photograph.at_all_resolutions:
         assert view.mask is not None
         assert view.mask.size == view.image.size
         is_subject, reds = np.asarray(view.mask) > 127, np.asarray(view.image)[..., 0] > 127
@@ -134,7 +134,9 @@ def test_a_mask_is_no_photograph_and_goes_where_its_photograph_goes(
 ) -> None:
     make_mask().save(folder / "a.mask.png")
     assert [p.name for p in find_photographs(folder)] == ["a.png"]
-    uploaded = photographs_folder(upload_photographs(folder, Store(f"memory://{tmp_path.name}")))
+    uploaded = fetch_photographs_folder(
+        upload_photographs(folder, Store(f"memory://{tmp_path.name}"))
+    )
     assert (uploaded / "a.mask.png").read_bytes() == (folder / "a.mask.png").read_bytes()
 
 

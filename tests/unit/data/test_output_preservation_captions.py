@@ -1,14 +1,14 @@
 from pathlib import Path
 
 import pytest
-from dreambooth_ray.data.list_preservation_captions import (
-    check_preserved_captions,
-    list_preservation_captions,
-)
 from PIL import Image
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.output_preservation_captions import (
+    check_preserved_captions,
+    list_preservation_captions,
+)
 from dreambooth_ray.data.subject import Photograph
 from dreambooth_ray.errors import DataError
 

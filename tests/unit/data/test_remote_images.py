@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from dreambooth_ray.data.image_shapes import ShapeRule
-from dreambooth_ray.data.remote_images import photographs_folder, upload_photographs
-from dreambooth_ray.data.subject import read_subject
+from dreambooth_ray.data.remote_images import fetch_photographs_folder, upload_photographs
+from dreambooth_ray.data.subject import read_subject_photographs
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.storage.store import Store
 
@@ -18,8 +18,10 @@ def storage() -> Store:
 def test_uploaded_photographs_come_back_as_they_were(photos: Path, storage: Store) -> None:
     uri = upload_photographs(photos, storage)
     assert upload_photographs(photos, storage) == uri
-    downloaded = read_subject(photographs_folder(uri), "x", ShapeRule.of_square(32))
-    originals = read_subject(photos, "x", ShapeRule.of_square(32))
+    downloaded = read_subject_photographs(
+        fetch_photographs_folder(uri), "x", ShapeRule.of_square(32)
+    )
+    originals = read_subject_photographs(photos, "x", ShapeRule.of_square(32))
     assert [p.image.tobytes() for p in downloaded] == [p.image.tobytes() for p in originals]
     assert [p.captions for p in downloaded] == [p.captions for p in originals]
 
@@ -37,7 +39,7 @@ def test_one_byte_more_is_another_album(photos: Path, storage: Store, tmp_path: 
 def test_a_plain_remote_folder_is_read(photos: Path, storage: Store) -> None:
     for path in photos.iterdir():
         storage.upload(path, f"plain/{path.name}")
-    local = photographs_folder(f"{storage.uri}/plain")
+    local = fetch_photographs_folder(f"{storage.uri}/plain")
     assert sorted(p.name for p in local.iterdir()) == sorted(p.name for p in photos.iterdir())
 
 
@@ -47,14 +49,14 @@ def test_damage_is_said(photos: Path, storage: Store) -> None:
     image = next(f for f in storage.names(f"photographs/{name}") if f.endswith(".png"))
     storage.write(f"photographs/{name}/{image}", b"other")
     with pytest.raises(DataError, match="upload it again"):
-        photographs_folder(uri)
+        fetch_photographs_folder(uri)
 
 
 def test_a_folder_right_below_a_bucket_is_read(photos: Path) -> None:
     bucket = Store(f"memory://{uuid.uuid4().hex}")
     for path in photos.iterdir():
         bucket.upload(path, path.name)
-    local = photographs_folder(bucket.uri)
+    local = fetch_photographs_folder(bucket.uri)
     assert sorted(p.name for p in local.iterdir()) == sorted(p.name for p in photos.iterdir())
 
 
@@ -62,10 +64,10 @@ def test_folders_beside_remote_photographs_are_left_alone(photos: Path, storage:
     for path in photos.iterdir():
         storage.upload(path, f"dog/{path.name}")
     storage.write("dog/old/0.png", b"no photograph")
-    local = photographs_folder(f"{storage.uri}/dog")
+    local = fetch_photographs_folder(f"{storage.uri}/dog")
     assert sorted(p.name for p in local.iterdir()) == sorted(p.name for p in photos.iterdir())
 
 
 def test_a_remote_folder_without_files_is_named(storage: Store) -> None:
     with pytest.raises(DataError, match=f"subject.photos='{storage.uri}/nothing'"):
-        photographs_folder(f"{storage.uri}/nothing")
+        fetch_photographs_folder(f"{storage.uri}/nothing")

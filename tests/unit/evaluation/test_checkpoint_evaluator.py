@@ -18,7 +18,7 @@ from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_directory import model_directory
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.download import STATE
@@ -50,7 +50,7 @@ def config(tmp_path: Path, photos: Path) -> Config:
 def commit(run: Store, config: Config, model: Path, local: Path) -> None:
     """A checkpoint as a trainer would save it, of weights that were never trained."""
     parts = load_components(model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     state = {
         f"{name}.{key}": weight.detach()
         for name, network in parts.networks.items()

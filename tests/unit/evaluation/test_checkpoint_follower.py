@@ -12,12 +12,12 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.evaluation.actor_resources import has_room_beside
 from dreambooth_ray.evaluation.checkpoint_follower import (
     CheckpointFollower,
-    plot_run,
+    plot_run_front,
     read_scored_checkpoints,
     select_checkpoint,
 )
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
-from dreambooth_ray.evaluation.plot import plot_front
+from dreambooth_ray.evaluation.pareto_plot import plot_pareto_front
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import download, retention
@@ -146,16 +146,16 @@ def test_a_selection_follows_from_the_evaluations() -> None:
 
 def test_scores_are_read_back_and_a_run_without_them_has_no_plot(tmp_path: Path) -> None:
     run, choice = Store(str(tmp_path)), ChoiceConfig(rule="best")
-    assert plot_run(run, choice) is None
+    assert plot_run_front(run, choice) is None
     run.write(paths.evaluation(7), json.dumps({"totals": {"dino": 0.5, "pres": 0.3}}).encode())
     assert read_scored_checkpoints(run, choice) == [ScoredCheckpoint(7, 0.5, 0.3)]
-    assert plot_run(run, choice) is not None
+    assert plot_run_front(run, choice) is not None
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_the_plot_marks_the_best(count: int) -> None:
     points = [ScoredCheckpoint(step, *numbers) for step, numbers in TRUTH.items()][:count]
-    plot = np.asarray(plot_front(points, 10, 0.2))
+    plot = np.asarray(plot_pareto_front(points, 10, 0.2))
     assert plot.shape == (420, 560, 3)
     ringed = (plot == (42, 125, 63)).all(axis=-1).any()
     assert ringed == (count == 3)

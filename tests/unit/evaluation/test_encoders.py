@@ -46,14 +46,14 @@ def test_a_vision_transformer_gives_its_first_token(
     model.save_pretrained(tmp_path)
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
     processor.save_pretrained(tmp_path)
-    vectors = encoders.load_encoder(str(tmp_path)).embed_images(images)
+    vectors = encoders.load_image_encoder(str(tmp_path)).embed_images(images)
     with torch.no_grad():
         pixels = processor(images=images, return_tensors="pt")["pixel_values"]
         features = model(pixels).last_hidden_state[:, 0]
     assert_unit(vectors)
     assert torch.allclose(vectors, torch.nn.functional.normalize(features, dim=1), atol=1e-5)
     with pytest.raises(ConfigError, match=r"--clip=.*reads no sentences"):
-        encoders.load_text_encoder(str(tmp_path), key="--clip")
+        encoders.load_image_text_encoder(str(tmp_path), key="--clip")
 
 
 def test_a_clip_reads_images_and_sentences(
@@ -68,7 +68,7 @@ def test_a_clip_reads_images_and_sentences(
     CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(tmp_path)
-    clip = encoders.load_text_encoder(str(tmp_path))
+    clip = encoders.load_image_text_encoder(str(tmp_path))
     image_vectors, text_vectors = (
         clip.embed_images(images),
         clip.embed_texts(["a dog", "a very " * 30]),
@@ -80,7 +80,7 @@ def test_a_clip_reads_images_and_sentences(
 
 
 def test_the_toy_worlds_evaluator_tells_individuals_apart(images: list[Image.Image]) -> None:
-    vectors = encoders.load_encoder("toyworld:identity").embed_images(images)
+    vectors = encoders.load_image_encoder("toyworld:identity").embed_images(images)
     assert_unit(vectors)
     one, other = vectors[:4], vectors[4:]
     assert image_metrics.subject_fidelity(one[:2], one[2:]) > 0.8
@@ -88,7 +88,7 @@ def test_the_toy_worlds_evaluator_tells_individuals_apart(images: list[Image.Ima
 
 
 def test_the_toy_worlds_evaluator_reads_sentences() -> None:
-    encoder = encoders.load_text_encoder("toyworld:attributes")
+    encoder = encoders.load_image_text_encoder("toyworld:attributes")
     subject = random_subject(7, class_noun="robot")
     image = render_photographs(subject, 1, 2, size_px=64)[1]  # on a wooden table
     right, wrong = (f"a {subject.colour} robot on a wooden table", "a pink fish in the snow")
@@ -112,7 +112,7 @@ def test_what_a_sentence_names() -> None:
 
 
 def test_pixels_know_a_copy_and_nothing_else(images: list[Image.Image]) -> None:
-    encoder = encoders.load_encoder("pixels")
+    encoder = encoders.load_image_encoder("pixels")
     paler = [ImageEnhance.Contrast(p).enhance(0.8) for p in images]
     copies = image_metrics.nearest_photographs(
         encoder.embed_images(paler), encoder.embed_images(images)
@@ -128,4 +128,4 @@ def test_pixels_know_a_copy_and_nothing_else(images: list[Image.Image]) -> None:
 
 def test_an_unknown_encoder_is_refused_by_its_key() -> None:
     with pytest.raises(ConfigError, match=r"--dino='/nowhere/vit' can't be loaded"):
-        encoders.load_encoder("/nowhere/vit", key="--dino")
+        encoders.load_image_encoder("/nowhere/vit", key="--dino")

@@ -34,8 +34,8 @@ def test_prompts_are_compared_row_with_row() -> None:
 
 def test_a_class_that_became_the_subject_has_pres_1() -> None:
     photographs = torch.stack([X, X])
-    assert image_metrics.prior_preservation(torch.stack([X, X, X]), photographs) == 1.0
-    assert image_metrics.prior_preservation(torch.stack([Y, Z]), photographs) == 0.0
+    assert image_metrics.prior_preservation_score(torch.stack([X, X, X]), photographs) == 1.0
+    assert image_metrics.prior_preservation_score(torch.stack([Y, Z]), photographs) == 0.0
 
 
 def test_diversity_is_the_mean_over_prompts_of_the_mean_over_pairs() -> None:

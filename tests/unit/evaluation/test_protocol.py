@@ -7,12 +7,12 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.evaluation.encoders import parse_attributes
 from dreambooth_ray.evaluation.protocol import (
     CHUNK_SIZE,
+    EvaluationProtocol,
     EvaluationSpec,
-    Protocol,
-    evaluation_prompts,
+    build_evaluation_prompts,
+    list_protocol_names,
     load_protocol,
-    protocol_names,
-    split_chunks,
+    split_image_chunks,
 )
 from dreambooth_ray.models.families.stable_diffusion import FAMILY as SD
 from dreambooth_ray.models.families.z_image import FAMILY as Z_IMAGE
@@ -20,18 +20,18 @@ from dreambooth_ray.models.families.z_image import TURBO
 from dreambooth_ray.models.family import ModelFamily
 
 
-def spec(protocol: Protocol, class_noun: str = "robot") -> EvaluationSpec:
+def spec(protocol: EvaluationProtocol, class_noun: str = "robot") -> EvaluationSpec:
     return EvaluationSpec(protocol, "model", "sks", class_noun, ("photo",), None)
 
 
 def test_the_shipped_protocols_ask_25_prompts_four_times() -> None:
-    assert protocol_names() == ["brief", "dreambench", "toyworld", "toyworld-brief"]
+    assert list_protocol_names() == ["brief", "dreambench", "toyworld", "toyworld-brief"]
     for name in ("dreambench", "toyworld"):
         protocol = load_protocol(name)
         for prompts in protocol.prompts.values():
             assert len(set(prompts)) == 25
             assert all("{identifier}" in p and "{class_noun}" in p for p in prompts)
-        evaluation = evaluation_prompts(spec(protocol))
+        evaluation = build_evaluation_prompts(spec(protocol))
         assert sum(q.kind == "subject" for q in evaluation) == 100
         assert sum(q.kind == "class" for q in evaluation) == protocol.class_images
         assert len({q.seed for q in evaluation}) == len(evaluation)
@@ -43,7 +43,7 @@ def test_the_brief_protocol_takes_few_steps_of_any_model(family: ModelFamily, st
     assert protocol.num_inference_steps == steps
     assert protocol.guidance_scale == family.sampling_defaults.get("guidance_scale", 7.5)
     assert protocol.fill_sampling_defaults(family) == protocol
-    assert len(evaluation_prompts(spec(protocol))) == 16
+    assert len(build_evaluation_prompts(spec(protocol))) == 16
 
 
 def test_an_evaluation_keeps_its_name_where_a_protocol_bounds_no_steps() -> None:
@@ -53,9 +53,15 @@ def test_an_evaluation_keeps_its_name_where_a_protocol_bounds_no_steps() -> None
 
 def test_living_subjects_get_their_own_prompts() -> None:
     protocol = load_protocol("dreambench")
-    dog = {q.plain_prompt for q in evaluation_prompts(spec(protocol, "dog")) if q.kind == "subject"}
+    dog = {
+        q.plain_prompt
+        for q in build_evaluation_prompts(spec(protocol, "dog"))
+        if q.kind == "subject"
+    }
     teapot = {
-        q.plain_prompt for q in evaluation_prompts(spec(protocol, "teapot")) if q.kind == "subject"
+        q.plain_prompt
+        for q in build_evaluation_prompts(spec(protocol, "teapot"))
+        if q.kind == "subject"
     }
     assert "a dog wearing a santa hat" in dog
     assert "a teapot floating in an ocean of milk" in teapot
@@ -63,7 +69,7 @@ def test_living_subjects_get_their_own_prompts() -> None:
 
 
 def test_the_plain_prompt_leaves_the_identifier_out() -> None:
-    first = evaluation_prompts(spec(load_protocol("toyworld")))[0]
+    first = build_evaluation_prompts(spec(load_protocol("toyworld")))[0]
     assert (first.prompt, first.plain_prompt) == (
         "a sks robot on the grass",
         "a robot on the grass",
@@ -71,7 +77,7 @@ def test_the_plain_prompt_leaves_the_identifier_out() -> None:
 
 
 def test_the_toy_protocol_speaks_the_toy_worlds_words_and_leaves_the_class_to_its_own() -> None:
-    prompts = evaluation_prompts(spec(load_protocol("toyworld")))
+    prompts = build_evaluation_prompts(spec(load_protocol("toyworld")))
     assert all(parse_attributes(q.plain_prompt) for q in prompts)
     other_prompts = [q.plain_prompt for q in prompts if q.kind == "other"]
     assert len(other_prompts) == 36
@@ -106,13 +112,13 @@ def test_what_a_protocol_leaves_open_is_the_models_own() -> None:
     filled = protocol.fill_sampling_defaults(Z_IMAGE)
     assert (filled.solver, filled.num_inference_steps, filled.guidance_scale) == ("euler", 25, 3.0)
     assert spec(filled).as_json()["protocol"] == filled.identity_values()
-    ddim = Protocol.model_validate({**protocol.model_dump(), "solver": "ddim"})
+    ddim = EvaluationProtocol.model_validate({**protocol.model_dump(), "solver": "ddim"})
     with pytest.raises(ConfigError, match=r"'toyworld': solver=ddim is not for Z-Image; take eul"):
         ddim.fill_sampling_defaults(Z_IMAGE)
 
 
 def test_chunks_cover_every_image_once() -> None:
-    parts = split_chunks(2 * CHUNK_SIZE + 3)
+    parts = split_image_chunks(2 * CHUNK_SIZE + 3)
     assert [i for part in parts for i in part] == list(range(2 * CHUNK_SIZE + 3))
 
 

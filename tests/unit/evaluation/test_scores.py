@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dreambooth_ray.evaluation import scores
-from dreambooth_ray.evaluation.evaluation_report import report_page
+from dreambooth_ray.evaluation.evaluation_report import render_evaluation_page
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt, EvaluationSpec, load_protocol
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.world import (
@@ -18,7 +18,7 @@ X, Y, Z = torch.eye(3)
 
 
 @pytest.fixture
-def embeddings() -> scores.ImageEmbeddings:
+def embeddings() -> scores.EvaluationEmbeddings:
     prompts = [
         EvaluationPrompt("subject", f"a sks dog {k // 2}", f"a dog {k // 2}", k) for k in range(6)
     ]
@@ -27,10 +27,10 @@ def embeddings() -> scores.ImageEmbeddings:
     clip_t = torch.stack([X, X, X, Y, X, X, X, X])
     vectors = {"dino": dino, "clip_i": dino, "clip_t": clip_t, "copies": dino}
     photograph_vectors = dict.fromkeys(("dino", "clip_i", "clip_t", "copies"), torch.stack([X, X]))
-    return scores.ImageEmbeddings(prompts, vectors, photograph_vectors, X.expand(8, 3))
+    return scores.EvaluationEmbeddings(prompts, vectors, photograph_vectors, X.expand(8, 3))
 
 
-def test_totals_follow_from_the_vectors(embeddings: scores.ImageEmbeddings) -> None:
+def test_totals_follow_from_the_vectors(embeddings: scores.EvaluationEmbeddings) -> None:
     result = scores.compute_scores(load_protocol("toyworld"), embeddings)
     values = {name: s.value for name, s in result.totals.items()}
     half = 0.5**0.5
@@ -43,7 +43,7 @@ def test_totals_follow_from_the_vectors(embeddings: scores.ImageEmbeddings) -> N
     assert result.prompts[1]["dino"] == pytest.approx(0.5)
 
 
-def test_the_worst_come_first_and_are_five(embeddings: scores.ImageEmbeddings) -> None:
+def test_the_worst_come_first_and_are_five(embeddings: scores.EvaluationEmbeddings) -> None:
     result = scores.compute_scores(load_protocol("toyworld"), embeddings)
     assert result.worst[:2] == [3, 5]
     assert len(result.worst) == 5
@@ -56,17 +56,19 @@ def test_the_worst_weigh_both_scales_alike() -> None:
         {"index": 2, "dino": 0.1, "clip_t": 0.31},
         {"index": 3, "dino": 0.9, "clip_t": 0.32},
     ]
-    assert set(scores.find_worst(rows, 2)) == {1, 2}
+    assert set(scores.find_worst_images(rows, 2)) == {1, 2}
 
 
 def test_the_page_shows_images_and_numbers_and_reaches_for_nothing(
-    embeddings: scores.ImageEmbeddings,
+    embeddings: scores.EvaluationEmbeddings,
 ) -> None:
     protocol = load_protocol("toyworld")
     result = scores.compute_scores(protocol, embeddings)
     tiles = [Image.new("RGB", (64, 64), (30 * k, 90, 20)) for k in range(8)]
     spec = EvaluationSpec(protocol, "model", "<sks>", "dog", ("photo",), None)
-    page = report_page(spec, embeddings.prompts, tiles, tiles[:2], result, spec.as_json())
+    page = render_evaluation_page(
+        spec, embeddings.prompts, tiles, tiles[:2], result, spec.as_json()
+    )
     assert "&lt;sks&gt; dog" in page
     assert "<sks>" not in page
     # 2 photographs, 5 worst, 6 subject images and 2 of the class

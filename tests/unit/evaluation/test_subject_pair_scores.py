@@ -4,12 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_ray.evaluation.encoders import TOY_IDENTITY, load_encoder
+from dreambooth_ray.evaluation.encoders import TOY_IDENTITY, load_image_encoder
 from dreambooth_ray.evaluation.subject_pair_scores import (
-    PairScores,
-    crop_parts,
-    list_cuts,
-    score_pair,
+    SubjectPairScores,
+    crop_image_parts,
+    list_image_cuts,
+    score_subject_pair,
 )
 from dreambooth_ray.toyworld.world import Subject, random_subject, render_photographs
 
@@ -26,17 +26,17 @@ def beside(left: Subject, right: Subject, seed: int, *, level: bool = False) -> 
     return image
 
 
-def score(images: list[Image.Image], alone: tuple[Subject, Subject]) -> PairScores:
-    encoder = load_encoder(TOY_IDENTITY)
+def score(images: list[Image.Image], alone: tuple[Subject, Subject]) -> SubjectPairScores:
+    encoder = load_image_encoder(TOY_IDENTITY)
     own = [encoder.embed_images(render_photographs(s, 7, 5)) for s in (ROBOT, TEAPOT)]
     single = [encoder.embed_images(render_photographs(s, 50, 4)) for s in alone]
-    parts = [encoder.embed_images(crop_parts(image)) for image in images]
+    parts = [encoder.embed_images(crop_image_parts(image)) for image in images]
     alone_parts = [
-        encoder.embed_images(crop_parts(image))
+        encoder.embed_images(crop_image_parts(image))
         for s in alone
         for image in render_photographs(s, 50, 4)
     ]
-    return score_pair((own[0], own[1]), (single[0], single[1]), parts, alone_parts)
+    return score_subject_pair((own[0], own[1]), (single[0], single[1]), parts, alone_parts)
 
 
 def test_two_subjects_that_are_themselves_do_not_bleed() -> None:
@@ -60,10 +60,10 @@ def test_the_numbers_are_those_of_their_definition() -> None:
     """A part of each, exactly, and half of the other in the second."""
     first, second = torch.eye(3)[:1], torch.eye(3)[1:2]
     mixed = torch.tensor([[0.6, 0.8, 0.0]])
-    filler = torch.eye(3)[2:].expand(len(list_cuts(8, 8)) * 2 - 2, 3)
+    filler = torch.eye(3)[2:].expand(len(list_image_cuts(8, 8)) * 2 - 2, 3)
     parts, one_alone = torch.cat([mixed, first, filler]), torch.cat([first, filler[:1], filler])
-    scores = score_pair((first, second), (first, mixed), [parts, one_alone], [one_alone])
-    assert scores == PairScores(
+    scores = score_subject_pair((first, second), (first, mixed), [parts, one_alone], [one_alone])
+    assert scores == SubjectPairScores(
         likeness=(1.0, 0.4), bleed=(0.0, 0.3), alone_likeness=(1.0, 0.8), alone_bleed=(0.0, 0.6),
         both=0.5,
     )  # fmt: skip
@@ -71,7 +71,7 @@ def test_the_numbers_are_those_of_their_definition() -> None:
 
 @pytest.mark.parametrize("size", [(64, 64), (101, 37), (3, 3)])
 def test_every_cut_covers_the_image_once(size: tuple[int, int]) -> None:
-    for first, second in list_cuts(*size):
+    for first, second in list_image_cuts(*size):
         areas = [(right - left) * (low - top) for left, top, right, low in (first, second)]
         assert min(areas) > 0
         assert sum(areas) == size[0] * size[1]

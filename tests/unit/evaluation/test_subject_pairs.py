@@ -6,11 +6,11 @@ import pytest
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.evaluation.protocol import load_protocol
-from dreambooth_ray.evaluation.subject_pair_scores import PairScores
+from dreambooth_ray.evaluation.subject_pair_scores import SubjectPairScores
 from dreambooth_ray.evaluation.subject_pairs import (
-    list_prompts,
+    list_pair_prompts,
     list_subjects,
-    list_totals,
+    name_pair_scores,
 )
 
 
@@ -20,7 +20,7 @@ def test_every_two_subjects_are_asked_for_together_and_each_alone(photos: Path) 
         for word, noun in (("sks", "robot"), ("zwx", "teapot"), ("ohw", "car"))
     ]
     config = load_config("toy-robot.yaml", [f"subjects=[{', '.join(subjects)}]"])
-    prompts, alone, pairs = list_prompts(list_subjects(config), load_protocol("brief"))
+    prompts, alone, pairs = list_pair_prompts(list_subjects(config), load_protocol("brief"))
     assert [len(positions) for positions in alone] == [7, 7, 7]
     assert [(pair.first, pair.second, len(pair.together)) for pair in pairs] == [
         (0, 1, 7), (0, 2, 7), (1, 2, 7),
@@ -39,8 +39,8 @@ def test_a_run_of_one_subject_has_no_pairs(photos: Path) -> None:
 
 
 def test_numbers_are_named_by_pair_measure_and_subject() -> None:
-    scores = PairScores((0.5, 0.6), (0.1, 0.2), (0.7, 0.8), (0.0, 0.3), 0.75)
-    totals = list_totals(("sks", "zwx"), scores)
+    scores = SubjectPairScores((0.5, 0.6), (0.1, 0.2), (0.7, 0.8), (0.0, 0.3), 0.75)
+    totals = name_pair_scores(("sks", "zwx"), scores)
     assert totals["sks + zwx: both"] == 0.75
     assert totals["sks + zwx: bleed of zwx"] == 0.2
     assert totals["sks + zwx: alone likeness of sks"] == 0.7

@@ -5,12 +5,12 @@ import torch
 
 from dreambooth_ray.evaluation.toyscore import (
     attribute_prompts,
-    score_folder,
+    read_folder_attributes,
     self_similarity,
     subject_fidelity,
 )
 from dreambooth_ray.toyworld.attributes import BACKGROUNDS
-from dreambooth_ray.toyworld.evaluator import Reading, fidelity, load_evaluator
+from dreambooth_ray.toyworld.evaluator import PredictedAttributes, fidelity, load_evaluator
 from dreambooth_ray.toyworld.world import random_subject, render_photographs
 
 
@@ -30,8 +30,8 @@ def test_held_out_prompts_are_even_and_distinct() -> None:
 def test_similarities_of_known_vectors() -> None:
     east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     assert fidelity(east, torch.cat([east, north])) == 0.5
-    assert self_similarity(Reading({}, torch.cat([east, east, north]))) == 1 / 3
-    assert self_similarity(Reading({}, east)) == 1.0
+    assert self_similarity(PredictedAttributes({}, torch.cat([east, east, north]))) == 1 / 3
+    assert self_similarity(PredictedAttributes({}, east)) == 1.0
 
 
 def test_a_subjects_own_photographs_are_like_each_other_and_unlike_anothers() -> None:
@@ -44,7 +44,7 @@ def test_a_subjects_own_photographs_are_like_each_other_and_unlike_anothers() ->
 
 
 def test_a_folder_is_read_image_by_image(photos: Path) -> None:
-    report = score_folder(photos, load_evaluator())
+    report = read_folder_attributes(photos, load_evaluator())
     rows = report["pictures"]
     assert isinstance(rows, list)
     assert [r["class"] for r in rows] == ["robot"] * 3

@@ -15,7 +15,7 @@ from dreambooth_ray.memory.training_memory import images_per_worker
 from dreambooth_ray.models.activation_checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.precision import autocast_dtype, cast_frozen_layers
-from dreambooth_ray.models.trainable_params import apply_method, is_trained
+from dreambooth_ray.models.trainable_params import apply_train_method, has_trainable_weights
 
 METHODS = {
     "full": ("train.method=full",),
@@ -44,8 +44,8 @@ def make_config(method: str, precision: str, checkpointing: str) -> Config:
 def measure_peak(config: Config, directory: Path) -> int:
     """Most bytes that the CPU's allocator gave out in a second step, above those before it."""
     parts = load_components(directory)
-    apply_method(config, parts)
-    text_encoder = parts.text_encoder.train() if is_trained(parts.text_encoder) else None
+    apply_train_method(config, parts)
+    text_encoder = parts.text_encoder.train() if has_trainable_weights(parts.text_encoder) else None
     parts.unet.train()
     for model in (parts.unet, parts.text_encoder):
         cast_frozen_layers(model, config.train.precision)

@@ -6,7 +6,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.memory.memory_advice import find_fitting_settings
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory.training_memory import estimate_training_footprint
 from tests.footprints import MIB, estimate_by_formula, use_formula
 
 
@@ -19,7 +19,7 @@ def make_config(*overrides: str) -> Config:
 
 def test_the_cheapest_settings_that_fit_are_named(tiny_model: Path) -> None:
     config = make_config("cluster.gpus=true")
-    needed = estimate_footprint(config, tiny_model).total_bytes
+    needed = estimate_training_footprint(config, tiny_model).total_bytes
     fitting = find_fitting_settings(config, tiny_model, needed - 1)
     assert fitting is not None
     assert fitting.settings == ("train.precision=bf16-mixed",)
@@ -29,7 +29,7 @@ def test_the_cheapest_settings_that_fit_are_named(tiny_model: Path) -> None:
     assert smaller.settings[0] == "train.precision=bf16-mixed"
     assert len(smaller.settings) > 1
     assert smaller.config == make_config("cluster.gpus=true", *smaller.settings)
-    changed_bytes = estimate_footprint(smaller.config, tiny_model).total_bytes
+    changed_bytes = estimate_training_footprint(smaller.config, tiny_model).total_bytes
     assert changed_bytes == smaller.needed_bytes <= needed // 2
 
 
@@ -97,5 +97,5 @@ def test_packages_that_are_not_there_are_done_without() -> None:
 @pytest.mark.parametrize("setting", ["train.ema_decay=0.99", "train.optimizer=prodigy"])
 def test_states_of_the_optimizer_count(setting: str, tiny_model: Path) -> None:
     more = ["train.lr=1"] if "prodigy" in setting else []
-    with_more = estimate_footprint(make_config(setting, *more), tiny_model).states_bytes
-    assert with_more > estimate_footprint(make_config(), tiny_model).states_bytes
+    with_more = estimate_training_footprint(make_config(setting, *more), tiny_model).states_bytes
+    assert with_more > estimate_training_footprint(make_config(), tiny_model).states_bytes

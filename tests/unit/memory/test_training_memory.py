@@ -5,7 +5,7 @@ import pytest
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory import fake_step
-from dreambooth_ray.memory.training_memory import COUNT_KEYS, estimate_footprint
+from dreambooth_ray.memory.training_memory import COUNT_KEYS, estimate_training_footprint
 
 
 def config_of(*overrides: str) -> Config:
@@ -17,7 +17,7 @@ def test_a_count_is_made_once_for_each_model_and_setting(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = config_of("train.resolution=64")
-    estimate = estimate_footprint(config, tiny_model)
+    estimate = estimate_training_footprint(config, tiny_model)
     assert min(estimate.states_bytes, estimate.frozen_bytes, estimate.activations_bytes) > 0
     counts = []
 
@@ -26,15 +26,22 @@ def test_a_count_is_made_once_for_each_model_and_setting(
         return dict.fromkeys(COUNT_KEYS, 4)
 
     monkeypatch.setattr(fake_step, "count_step", count_step)
-    assert estimate_footprint(config, tiny_model) == estimate
+    assert estimate_training_footprint(config, tiny_model) == estimate
     assert not counts
-    assert estimate_footprint(config, tiny_model, "zero3").states_bytes == estimate.states_bytes
+    assert (
+        estimate_training_footprint(config, tiny_model, "zero3").states_bytes
+        == estimate.states_bytes
+    )
     for same in ("train.steps=7", "train.optimizer=prodigy", "train.lr=1", "train.images=9"):
-        estimate_footprint(config_of("train.resolution=64", "train.lr=1", same), tiny_model)
+        estimate_training_footprint(
+            config_of("train.resolution=64", "train.lr=1", same), tiny_model
+        )
     assert not counts
     for other in ("train.batch_size=8", "train.method=lora", "train.resolution=128"):
         assert (
-            estimate_footprint(config_of("train.resolution=64", other), tiny_model).frozen_bytes
+            estimate_training_footprint(
+                config_of("train.resolution=64", other), tiny_model
+            ).frozen_bytes
             == 12
         )
     assert len(counts) == 3
@@ -42,10 +49,12 @@ def test_a_count_is_made_once_for_each_model_and_setting(
 
 def test_elastic_workers_count_as_their_fewest(tiny_model: Path) -> None:
     overrides = "train.resolution=64", "train.batch_size=4"
-    elastic = estimate_footprint(
+    elastic = estimate_training_footprint(
         config_of(*overrides, "cluster.workers={min: 1, max: 2}"), tiny_model, "zero3"
     )
-    fixed = estimate_footprint(config_of(*overrides, "cluster.workers=1"), tiny_model, "zero3")
+    fixed = estimate_training_footprint(
+        config_of(*overrides, "cluster.workers=1"), tiny_model, "zero3"
+    )
     assert elastic.states_bytes == fixed.states_bytes > 0
 
 
@@ -62,21 +71,25 @@ def test_the_copy_of_the_base_model_counts_where_there_is_one(
     tiny_model: Path, overrides: tuple[str, ...], has_copy: bool
 ) -> None:
     overrides = ("train.resolution=64", "prior.count=4", *overrides)
-    alone = estimate_footprint(config_of(*overrides), tiny_model)
-    with_output = estimate_footprint(config_of(*overrides, "prior.kind=output"), tiny_model)
+    alone = estimate_training_footprint(config_of(*overrides), tiny_model)
+    with_output = estimate_training_footprint(
+        config_of(*overrides, "prior.kind=output"), tiny_model
+    )
     assert (with_output.frozen_bytes > alone.frozen_bytes) == has_copy
 
 
 def test_the_configurations_strategy_decides_what_is_shared(tiny_model: Path) -> None:
     overrides = "train.resolution=64", "train.batch_size=4", "cluster.workers=2"
-    whole = estimate_footprint(config_of(*overrides), tiny_model)
-    sharded = estimate_footprint(config_of(*overrides, "train.strategy=fsdp2"), tiny_model)
+    whole = estimate_training_footprint(config_of(*overrides), tiny_model)
+    sharded = estimate_training_footprint(config_of(*overrides, "train.strategy=fsdp2"), tiny_model)
     assert sharded.states_bytes == pytest.approx(whole.states_bytes / 2, rel=0.01)
     zero = config_of(*overrides, "train.strategy=deepspeed", "cluster.gpus=true")
     offloaded = config_of(
         *overrides, "train.strategy=deepspeed", "train.deepspeed.offload=true", "cluster.gpus=true"
     )
-    states = [estimate_footprint(config, tiny_model).states_bytes for config in (zero, offloaded)]
+    states = [
+        estimate_training_footprint(config, tiny_model).states_bytes for config in (zero, offloaded)
+    ]
     # Weights, and half of the two moments.
     assert states[0] == pytest.approx(2 * states[1], rel=0.01)
 
@@ -86,8 +99,8 @@ def test_a_damaged_cache_is_made_anew(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = config_of("train.resolution=64")
-    estimate = estimate_footprint(config, tiny_model)
+    estimate = estimate_training_footprint(config, tiny_model)
     (file,) = (tmp_path / "cache").rglob("*.json")
     file.write_text('{"trained": 1')
-    assert estimate_footprint(config, tiny_model) == estimate
+    assert estimate_training_footprint(config, tiny_model) == estimate
     assert "frozen" in file.read_text()

@@ -74,7 +74,7 @@ def test_each_slot_computes_and_learns_as_peft_does(
     adapted = make_random_adapters(unet, targets, configs)
     network, stack = stack_adapters(unet, targets, configs, len(RANKS) + 1)
     for slot, (config, (_, weights)) in enumerate(zip(configs, adapted, strict=True)):
-        stack.set_slot(slot, config, weights)
+        stack.set_slot_adapter(slot, config, weights)
     inputs = make_inputs(unet, len(stack))
     output = run(network, inputs)
     output[: NUM_ROWS * len(RANKS)].square().sum().backward()
@@ -84,7 +84,7 @@ def test_each_slot_computes_and_learns_as_peft_does(
         expected = run(alone, tuple(x[rows] for x in inputs))
         expected.square().sum().backward()
         torch.testing.assert_close(output[rows], expected, **CLOSE)
-        gradients = stack.view_row(stack.gradients[slot], config.rank)
+        gradients = stack.view_adapter_row(stack.gradients[slot], config.rank)
         assert list(gradients) == list(weights)
         for name, weight in weights.items():
             assert weight.grad is not None
@@ -101,13 +101,15 @@ def test_padding_has_no_gradient(unet: Any, dora: bool) -> None:
     network, stack = stack_adapters(unet, CONVOLUTIONS, configs, 2)
     adapted = make_random_adapters(unet, CONVOLUTIONS, configs)
     for slot, (config, (_, weights)) in enumerate(zip(configs, adapted, strict=True)):
-        stack.set_slot(slot, config, weights)
+        stack.set_slot_adapter(slot, config, weights)
     run(network, make_inputs(unet, 2)).square().sum().backward()
     stack.collect_gradients()
     padding = stack.gradients[0].clone()
-    stack.fill_row(padding, 2, {n: torch.zeros(()) for n in stack.view_row(padding, 2)})
+    stack.fill_adapter_row(
+        padding, 2, {n: torch.zeros(()) for n in stack.view_adapter_row(padding, 2)}
+    )
     used = torch.zeros_like(padding)
-    stack.fill_row(used, 2, {n: torch.ones(()) for n in stack.view_row(used, 2)})
+    stack.fill_adapter_row(used, 2, {n: torch.ones(()) for n in stack.view_adapter_row(used, 2)})
     assert stack.gradients[0][used == 1].any()
     assert not stack.gradients[0][used == 0].any()
     assert not stack.weights[0][used == 0].any()
@@ -118,7 +120,7 @@ def poison(stack: AdapterStack) -> None:
 
 
 def leave(stack: AdapterStack) -> None:
-    stack.clear_slot(1)
+    stack.clear_slot_adapter(1)
 
 
 @pytest.mark.parametrize("change", [poison, leave])
@@ -129,7 +131,7 @@ def test_what_becomes_of_a_neighbour_changes_no_bit(
     network, stack = stack_adapters(unet, CONVOLUTIONS, configs, 3)
     adapted = make_random_adapters(unet, CONVOLUTIONS, configs)
     for slot, (_, weights) in enumerate(adapted):
-        stack.set_slot(slot, configs[slot], weights)
+        stack.set_slot_adapter(slot, configs[slot], weights)
     results = []
     for _ in range(2):
         output = run(network, make_inputs(unet, 3))

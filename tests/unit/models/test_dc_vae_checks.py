@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.dc_vae_checks import check_dc_vae, expect_dc_vae, read_dc_vae
+from dreambooth_ray.models.dc_vae_checks import check_dc_vae, list_dc_vae_shapes, read_dc_vae_config
 
 FORM = {"upsample_block_type": "interpolate", "downsample_block_type": "conv"}
 KINDS = ["ResBlock", "EfficientViTBlock"]
@@ -35,7 +35,9 @@ def write(folder: Path, **keys: Any) -> Path:
 
 
 def test_defaults_are_those_of_the_class(tmp_path: Path) -> None:
-    assert expect_dc_vae(read_dc_vae(write(tmp_path / "vae", **FORM))) == list_shapes(FORM)
+    assert list_dc_vae_shapes(read_dc_vae_config(write(tmp_path / "vae", **FORM))) == list_shapes(
+        FORM
+    )
 
 
 @settings(max_examples=15, deadline=None)
@@ -56,7 +58,7 @@ def test_shapes_are_the_network_s(
             f"{half}_layers_per_block": num_layers[:count],
             f"{half}_qkv_multiscales": scales[:count],
         }
-    assert expect_dc_vae(config) == list_shapes(config)
+    assert list_dc_vae_shapes(config) == list_shapes(config)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.hub_errors import HubModel
 from dreambooth_ray.models.model_directory import model_directory, model_hash, model_outline
 from dreambooth_ray.models.model_source import pin_source
-from dreambooth_ray.models.weight_cache import models_folder
+from dreambooth_ray.models.weight_cache import fetched_models_folder
 from tests.families.tiny_models import build_tiny
 from tests.hub_server import STRANGER, TOKEN, HubServer, read_folder
 from tests.published_models import SD15, build_published
@@ -53,7 +53,7 @@ def test_an_outline_is_looked_at_before_weights_are_fetched(
     )
     with pytest.raises(ConfigError, match=r"model\.uri='someone/tiny@broken'.*width 17"):
         model_directory(f"{ID}@broken")
-    assert not list(models_folder().glob("*/unet")), "it was refused before"
+    assert not list(fetched_models_folder().glob("*/unet")), "it was refused before"
 
 
 def test_a_commit_stays_when_its_branch_moves_on(
@@ -114,7 +114,7 @@ def test_what_arrives_otherwise_than_the_hub_says_is_not_used(
         path = Path(name.replace("/", "-"))
         path.write_bytes(published_files[name][:-1] + b"?")
         with pytest.raises(StorageError, match=f"{name} arrived otherwise"):
-            hub_model.check_file(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+            hub_model.check_file_hash(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize(

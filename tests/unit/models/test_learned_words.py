@@ -9,14 +9,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from dreambooth_ray.bundles.formats import export_run
+from dreambooth_ray.bundles.export_formats import export_run
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import Components, load_components, load_pipeline
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.model_directory import model_hash
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from tests.families.tiny_models import build_tiny
@@ -39,7 +39,7 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def parts(directory: Path) -> Components:
     """With rows that were moved."""
     parts = load_components(directory)
-    apply_method(config_of(), parts)
+    apply_train_method(config_of(), parts)
     generator = torch.Generator().manual_seed(0)
     for name in ENCODERS[directory.name]:
         rows = parts.text_encoders[name].get_input_embeddings().rows
@@ -76,7 +76,7 @@ def sample_pipeline(directory: Path, pipeline: Any) -> Tensor:
 
 def test_each_encoder_learns_its_own_embedding(directory: Path) -> None:
     parts = load_components(directory)
-    apply_method(config_of(), parts)
+    apply_train_method(config_of(), parts)
     trained = {
         f"{part}.{name}": weight
         for part, network in parts.networks.items()

@@ -10,7 +10,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora, peft_files
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 
 INPUTS = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 16, 32)
 
@@ -19,7 +19,7 @@ def trained_parts(model: Path, *overrides: str) -> Components:
     """Adapters as training may leave them: every one has an effect."""
     text = "subject: {photos: p, class_noun: robot}\ntrain: {method: lora, text_encoder: true}"
     parts = load_components(model)
-    apply_method(parse_config(text, "x", list(overrides)), parts)
+    apply_train_method(parse_config(text, "x", list(overrides)), parts)
     torch.manual_seed(3)
     for part in (parts.unet, parts.text_encoder):
         for p in part.parameters():

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreambooth_ray.bundles import ldm
-from dreambooth_ray.bundles.formats import export_run
+from dreambooth_ray.bundles.export_formats import export_run
 from dreambooth_ray.config.base_model import ModelConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import model_location, weight_cache
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_directory, model_hash, model_outline
 from dreambooth_ray.models.model_source import ModelSource, make_absolute, parse_source
-from dreambooth_ray.models.weight_cache import models_folder
+from dreambooth_ray.models.weight_cache import fetched_models_folder
 from tests.hub_server import HubServer, read_folder
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -54,7 +54,7 @@ def test_a_source_is_one_text_that_its_keys_make_and_it_is_read_from() -> None:
 def test_a_single_file_is_converted_once(toy_model: Path, tmp_path: Path) -> None:
     file = export_run(str(toy_model), "single-file", tmp_path / "one.safetensors")
     outline = model_outline("one.safetensors")
-    assert not models_folder().exists(), "a look converts nothing"
+    assert not fetched_models_folder().exists(), "a look converts nothing"
     assert (outline / UNET).stat().st_size > (outline / UNET).stat().st_blocks * 512
     directory = model_directory("one.safetensors")
     assert torch.equal(
@@ -80,7 +80,7 @@ def test_a_model_at_a_url_is_fetched_once_and_anew_when_it_changes(toy_model: Pa
         store.pipe_file(f"/bucket/sd/{name}", content)
     store.pipe_file("/bucket/sd/unet/diffusion_pytorch_model.bin", b"x")
     outline = model_outline("memory://bucket/sd")
-    assert not models_folder().exists()
+    assert not fetched_models_folder().exists()
     directory = model_directory("memory://bucket/sd/")
     assert read_folder(directory) == read_folder(toy_model)
     assert read_folder(outline).keys() == read_folder(toy_model).keys()
@@ -97,7 +97,7 @@ def test_a_single_file_at_a_url(toy_model: Path, tmp_path: Path) -> None:
     file = export_run(str(toy_model), "single-file", tmp_path / "one.safetensors")
     fsspec.filesystem("memory").pipe_file("/files/one.safetensors", file.read_bytes())
     model_outline("memory://files/one.safetensors")
-    assert not models_folder().exists()
+    assert not fetched_models_folder().exists()
     directory = model_directory("memory://files/one.safetensors")
     assert model_hash(directory) == model_hash(model_directory("one.safetensors"))
     assert not list(directory.glob("*.safetensors"))
@@ -138,7 +138,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_fetched(
         model_directory("toyworld?vae=someone/other")
     with pytest.raises(ConfigError, match=r"text embeddings of width .* text_encoder/ gives 48"):
         model_directory("toyworld?text_encoder=someone/other")
-    assert not models_folder().exists() or not list(models_folder().glob("*/*"))
+    assert not fetched_models_folder().exists() or not list(fetched_models_folder().glob("*/*"))
     with pytest.raises(ConfigError, match=r"model\.vae='someone/none': there is no model"):
         model_directory("toyworld?vae=someone/none")
     Path("empty").mkdir()

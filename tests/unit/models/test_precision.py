@@ -10,7 +10,7 @@ from dreambooth_ray.models import precision
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.families.flux2_klein import FAMILY as KLEIN
 from dreambooth_ray.models.families.stable_diffusion import FAMILY as SD
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from tests.families.tiny_models import build_tiny
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_frozen_layers_in_half_compute_what_autocast_computes(toy_parts: Compone
         "subject: {photos: p, class_noun: robot}", "x",
         ["train.method=lora", "train.precision=bf16-mixed"],
     )  # fmt: skip
-    apply_method(config, toy_parts)
+    apply_train_method(config, toy_parts)
     inputs = torch.randn(2, 8, 8, 8), torch.tensor([10, 600]), torch.randn(2, 32, 128)
 
     def predict() -> torch.Tensor:

@@ -10,7 +10,7 @@ from dreambooth_ray.config.training import Quantization
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.quantization import count_frozen_bytes, quantize_linear_layers
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 
 
 def make_config(*overrides: str) -> Config:
@@ -30,7 +30,7 @@ def test_adapters_train_over_quantized_layers(
     with torch.no_grad():
         exact = toy_parts.unet(*inputs, return_dict=False)[0]
     config = make_config("train.method=lora", f"model.quantization={kind}")
-    apply_method(config, toy_parts, quantizes=True)
+    apply_train_method(config, toy_parts, quantizes=True)
     prediction = toy_parts.unet(*inputs, return_dict=False)[0]
     error = (prediction - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     assert 0 < error < worst_error
@@ -76,7 +76,7 @@ def test_small_and_time_layers_are_counted_whole(toy_parts: Components) -> None:
 
 
 def test_only_training_quantizes(toy_parts: Components) -> None:
-    apply_method(make_config("train.method=lora", "model.quantization=int8"), toy_parts)
+    apply_train_method(make_config("train.method=lora", "model.quantization=int8"), toy_parts)
     assert all(type(w.data) is torch.Tensor for w in toy_parts.unet.parameters())
     assert quantize_linear_layers(toy_parts.unet, "none", torch.float32) == 0
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth_ray.bundles import ldm
-from dreambooth_ray.bundles.formats import export_run
+from dreambooth_ray.bundles.export_formats import export_run
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.clip_vocabulary import make_clip_vocabulary
 from dreambooth_ray.models.components import Components, load_components
@@ -19,7 +19,7 @@ from dreambooth_ray.models.single_file import METADATA_KEY, read_single_file, wr
 from dreambooth_ray.models.single_file_names import (
     CLIP_PREFIX,
     OPEN_CLIP_PREFIX,
-    SingleFileEncoder,
+    SingleFileEncoderNames,
 )
 from dreambooth_ray.models.weight_files import find_weights
 from tests.published_models import SD15, SD15_INPAINTING, SD21, build_full_width
@@ -62,14 +62,14 @@ def list_published(name: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = ldm.convert_unet(parts["unet"])
     weights |= ldm.convert_vae(parts["vae"])
     if name == SD21:  # the published files have the last layer too, and what nothing here reads
-        place = SingleFileEncoder("open_clip", OPEN_CLIP_PREFIX)
+        place = SingleFileEncoderNames("open_clip", OPEN_CLIP_PREFIX)
         text = ldm.convert_text_encoder(parts["text_encoder"], place)
         last = "cond_stage_model.model.transformer.resblocks.22."
         text |= {n.replace(".22.", ".23."): w for n, w in text.items() if n.startswith(last)}
         text["cond_stage_model.model.text_projection"] = torch.empty(1024, 1024, device="meta")
         text["cond_stage_model.model.logit_scale"] = torch.empty((), device="meta")
     else:
-        place = SingleFileEncoder("clip", CLIP_PREFIX)
+        place = SingleFileEncoderNames("clip", CLIP_PREFIX)
         text = ldm.convert_text_encoder(parts["text_encoder"], place)
         ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
         text[ids] = torch.empty(1, 77, dtype=torch.int64, device="meta")

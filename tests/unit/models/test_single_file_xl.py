@@ -18,7 +18,7 @@ from dreambooth_ray.models.single_file import (
 from dreambooth_ray.models.single_file_names import (
     XL_CLIP_PREFIX,
     XL_OPEN_CLIP_PREFIX,
-    SingleFileEncoder,
+    SingleFileEncoderNames,
 )
 from dreambooth_ray.models.weight_files import find_weights
 from tests.families.tiny_models import build_tiny
@@ -30,8 +30,8 @@ def convert(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     """Weights by their names in a single file, the second projection as open_clip has it."""
     weights = ldm.convert_unet(parts["unet"]) | ldm.convert_vae(parts["vae"])
     for part, place in {
-        "text_encoder": SingleFileEncoder("clip", XL_CLIP_PREFIX),
-        "text_encoder_2": SingleFileEncoder("open_clip", XL_OPEN_CLIP_PREFIX),
+        "text_encoder": SingleFileEncoderNames("clip", XL_CLIP_PREFIX),
+        "text_encoder_2": SingleFileEncoderNames("open_clip", XL_OPEN_CLIP_PREFIX),
     }.items():
         weights |= ldm.convert_text_encoder(parts[part], place)
     return weights

@@ -10,7 +10,7 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 
 
 def config_of(*overrides: str) -> Config:
@@ -20,7 +20,7 @@ def config_of(*overrides: str) -> Config:
 
 def learned_parts(model: Path, *overrides: str) -> Components:
     parts = load_components(model)
-    apply_method(config_of(*overrides), parts)
+    apply_train_method(config_of(*overrides), parts)
     return parts
 
 

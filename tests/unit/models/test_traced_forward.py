@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.families.stable_diffusion_functions import PlainUNet
+from dreambooth_ray.models.families.stable_diffusion_functions import TraceableStableDiffusionUNet
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.models.traced_forward import MAX_TRACES, TracedForward
 
@@ -109,7 +109,7 @@ def test_an_untraceable_network_runs_itself() -> None:
 @pytest.mark.parametrize("rows", [1, 4])
 def test_a_unets_outputs_and_gradients_are_the_same_bit_for_bit(rows: int) -> None:
     unet = load_components(model_directory("toyworld")).unet.train()
-    network = PlainUNet(unet)
+    network = TraceableStableDiffusionUNet(unet)
     traced_forward, width = TracedForward(network, 0), unet.config.cross_attention_dim
     for _ in range(2):
         traced_forward(

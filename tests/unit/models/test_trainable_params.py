@@ -7,7 +7,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.trainable_params import apply_method, load_trainable_params
+from dreambooth_ray.models.trainable_params import apply_train_method, load_trainable_params
 
 
 def config_of(*overrides: str) -> Config:
@@ -23,7 +23,7 @@ def trained(parts: Components) -> dict[str, list[str]]:
 
 def test_keys_and_values_alone(tiny_model: Path) -> None:
     parts = load_components(tiny_model)
-    apply_method(config_of("train.method=kv"), parts)
+    apply_train_method(config_of("train.method=kv"), parts)
     names = trained(parts)
     layers = [n for n, _ in parts.unet.named_modules() if n.endswith((".to_k", ".to_v"))]
     assert sorted(names["unet"]) == sorted(f"{n}.weight" for n in layers if "attn2" in n)
@@ -45,7 +45,7 @@ def test_parts_move_as_configured(
     tiny_model: Path, overrides: list[str], unet: bool, text: bool
 ) -> None:
     parts = load_components(tiny_model)
-    apply_method(config_of(*overrides), parts)
+    apply_train_method(config_of(*overrides), parts)
     names = trained(parts)
     assert (bool(names["unet"]), bool(names["text_encoder"])) == (unet, text)
     if "train.method=lora" in overrides:
@@ -56,7 +56,7 @@ def test_adapters_start_without_effect_and_depend_on_the_seed_alone(tiny_model: 
     def adapted_parts(seed: int) -> Components:
         torch.manual_seed(torch.seed() % 2**31)
         parts = load_components(tiny_model)
-        apply_method(config_of("train.method=lora", f"seed={seed}"), parts)
+        apply_train_method(config_of("train.method=lora", f"seed={seed}"), parts)
         return parts
 
     one, two, other = adapted_parts(1), adapted_parts(1), adapted_parts(2)
@@ -71,7 +71,7 @@ def test_adapters_start_without_effect_and_depend_on_the_seed_alone(tiny_model: 
 
 def test_weights_of_another_method_are_refused(tiny_model: Path) -> None:
     parts = load_components(tiny_model)
-    apply_method(config_of("train.method=kv"), parts)
+    apply_train_method(config_of("train.method=kv"), parts)
     with pytest.raises(CheckpointError, match=r"other weights of unet.*another train\.method"):
         load_trainable_params(parts, {"unet": dict(parts.unet.state_dict())})
 

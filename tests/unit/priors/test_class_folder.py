@@ -18,9 +18,9 @@ def test_each_photograph_is_cut_to_one_shape(tmp_path: Path) -> None:
     seen = []
     for chunk in range(4):
         shape = spec.chunk_shape(chunk)
-        for data in folder.read_chunk(spec.list_image_positions(chunk), shape):
+        for data in folder.read_chunk(spec.list_chunk_image_positions(chunk), shape):
             image = Image.open(io.BytesIO(data))
             assert image.size == shape
             seen.append(round(image.getpixel((0, 0))[0] / 30))
     assert seen == [0, 2, 1, 3, 4, 6, 5]
-    assert len(folder.read_chunk(SPEC.list_image_positions(3), SPEC.chunk_shape(3))) == 1
+    assert len(folder.read_chunk(SPEC.list_chunk_image_positions(3), SPEC.chunk_shape(3))) == 1

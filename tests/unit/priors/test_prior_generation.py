@@ -30,4 +30,4 @@ def test_there_is_room_for_the_least_actors_and_every_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prior_generation.ray, "available_resources", lambda: free)
-    assert prior_generation.has_room(prior_config, cluster) is has_room
+    assert prior_generation.cluster_has_room(prior_config, cluster) is has_room

@@ -10,14 +10,14 @@ from PIL import Image
 
 from dreambooth_ray.cli.priors import list_ as list_priors
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.data.prior_set import POSTERIOR, PriorSet, read_records
+from dreambooth_ray.data.prior_set import POSTERIOR, PriorSet, read_chunk_records
 from dreambooth_ray.errors import CapacityError, CheckpointError, DreamBoothError
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.model_mirror import publish_model
 from dreambooth_ray.models.vae_posterior import encode_posterior
-from dreambooth_ray.priors.prior_catalog import list_sets, verify_set
-from dreambooth_ray.priors.prior_generation import committed_chunks, open_set
+from dreambooth_ray.priors.prior_catalog import list_prior_sets, verify_prior_set
+from dreambooth_ray.priors.prior_generation import open_prior_set, read_committed_chunks
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow
@@ -34,7 +34,7 @@ def storage(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def worker(toy_model: Path, storage: Store) -> PriorWorker:
-    return PriorWorker(str(toy_model), open_set(storage, SPEC).uri, SPEC, gpu=False)
+    return PriorWorker(str(toy_model), open_prior_set(storage, SPEC).uri, SPEC, gpu=False)
 
 
 def in_set(storage: Store) -> Store:
@@ -48,10 +48,13 @@ def test_a_chunk_is_the_same_whichever_worker_generates_it(
     assert [r.index for r in records] == [2, 3]
     assert [r.caption_index for r in records] == [0, 1]
     other = Store(str(tmp_path / "other"))
-    second_worker = PriorWorker(str(toy_model), open_set(other, SPEC).uri, SPEC, gpu=False)
-    assert second_worker.generate(1) == records == read_records(in_set(storage), 1)
-    for file in (POSTERIOR, paths.prior_image(2), paths.prior_image(3)):
-        both = [manifest.read_file(in_set(s), paths.prior_chunk(1), file) for s in (storage, other)]
+    second_worker = PriorWorker(str(toy_model), open_prior_set(other, SPEC).uri, SPEC, gpu=False)
+    assert second_worker.generate(1) == records == read_chunk_records(in_set(storage), 1)
+    for file in (POSTERIOR, paths.prior_image_file(2), paths.prior_image_file(3)):
+        both = [
+            manifest.read_artifact_file(in_set(s), paths.prior_chunk_artifact(1), file)
+            for s in (storage, other)
+        ]
         assert both[0] == both[1]
 
 
@@ -61,7 +64,7 @@ def test_a_host_without_the_models_folder_takes_it_from_storage(
     monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
     other = Store(str(tmp_path / "other"))
     publish_model(toy_model, SPEC.model_hash, other)
-    second_worker = PriorWorker("/nowhere", open_set(other, SPEC).uri, SPEC, gpu=False)
+    second_worker = PriorWorker("/nowhere", open_prior_set(other, SPEC).uri, SPEC, gpu=False)
     assert second_worker.generate(1) == worker.generate(1)
 
 
@@ -83,7 +86,7 @@ def test_memory_that_runs_out_makes_batches_smaller_and_no_image_another(
 
     monkeypatch.setattr(Denoiser, "__call__", predict_in_little_memory)
     other = Store(str(tmp_path / "other"))
-    second_worker = PriorWorker(str(toy_model), open_set(other, SPEC).uri, SPEC, gpu=False)
+    second_worker = PriorWorker(str(toy_model), open_prior_set(other, SPEC).uri, SPEC, gpu=False)
     assert second_worker.generate(0) == records
     assert num_rows[0] == 4
     assert set(num_rows[1:]) == {2}
@@ -100,7 +103,9 @@ def test_a_readers_posterior_is_that_of_the_committed_image(
     worker: PriorWorker, storage: Store, toy_parts: Components
 ) -> None:
     worker.generate(0)
-    data = manifest.read_file(in_set(storage), paths.prior_chunk(0), paths.prior_image(1))
+    data = manifest.read_artifact_file(
+        in_set(storage), paths.prior_chunk_artifact(0), paths.prior_image_file(1)
+    )
     posterior = encode_posterior(toy_parts, Image.open(io.BytesIO(data)).convert("RGB"), flip=True)
     prior_set = PriorSet(in_set(storage), 2)
     assert torch.equal(prior_set.load_posterior(1), posterior)
@@ -127,16 +132,18 @@ def test_a_reader_learns_that_nothing_more_will_come(worker: PriorWorker, storag
 def test_a_damaged_chunk_is_found_and_generated_again(worker: PriorWorker, storage: Store) -> None:
     worker.generate(0)
     worker.generate(1)
-    assert verify_set(storage, SPEC.digest) == []
-    folder = manifest.find_artifact_folder(in_set(storage), paths.prior_chunk(1))
-    file = in_set(storage).local_path(f"{folder}/{paths.prior_image(3)}")
+    assert verify_prior_set(storage, SPEC.digest) == []
+    folder = manifest.find_artifact_folder(in_set(storage), paths.prior_chunk_artifact(1))
+    file = in_set(storage).local_path(f"{folder}/{paths.prior_image_file(3)}")
     file.write_bytes(file.read_bytes()[:-1])
-    assert len(verify_set(storage, SPEC.digest)) == 1
+    assert len(verify_prior_set(storage, SPEC.digest)) == 1
     with pytest.raises(CheckpointError, match="damaged"):
-        manifest.read_file(in_set(storage), paths.prior_chunk(1), paths.prior_image(3))
-    assert set(committed_chunks(in_set(storage))) == {0}
+        manifest.read_artifact_file(
+            in_set(storage), paths.prior_chunk_artifact(1), paths.prior_image_file(3)
+        )
+    assert set(read_committed_chunks(in_set(storage))) == {0}
     worker.generate(1)
-    assert verify_set(storage, SPEC.digest) == []
+    assert verify_prior_set(storage, SPEC.digest) == []
 
 
 def test_own_images_take_the_place_of_generated_ones(worker: PriorWorker, storage: Store) -> None:
@@ -144,8 +151,8 @@ def test_own_images_take_the_place_of_generated_ones(worker: PriorWorker, storag
     Image.new("RGB", (64, 64), (10, 20, 30)).save(data, "PNG")
     (record,) = worker.generate(0, [data.getvalue()])
     assert record.blank
-    committed_image = manifest.read_file(
-        in_set(storage), paths.prior_chunk(0), paths.prior_image(0)
+    committed_image = manifest.read_artifact_file(
+        in_set(storage), paths.prior_chunk_artifact(0), paths.prior_image_file(0)
     )
     assert Image.open(io.BytesIO(committed_image)).getpixel((5, 5)) == (10, 20, 30)
 
@@ -153,7 +160,7 @@ def test_own_images_take_the_place_of_generated_ones(worker: PriorWorker, storag
 def test_sets_are_listed_with_their_runs(worker: PriorWorker, storage: Store) -> None:
     worker.generate(0)
     storage.write("runs/mine/priors.json", f'{{"set": "{SPEC.digest}"}}'.encode())
-    (info,) = list_sets(storage)
+    (info,) = list_prior_sets(storage)
     assert (info.images, info.runs, info.prompts) == (2, ("mine",), ("a robot", "a car"))
     assert info.size_bytes > 1000
 
@@ -170,7 +177,9 @@ def test_the_model_hash_is_part_of_the_receipt(
     toy_model: Path, worker: PriorWorker, storage: Store
 ) -> None:
     worker.generate(0)
-    data = manifest.read_file(in_set(storage), paths.prior_chunk(0), paths.prior_image(0))
+    data = manifest.read_artifact_file(
+        in_set(storage), paths.prior_chunk_artifact(0), paths.prior_image_file(0)
+    )
     text = Image.open(io.BytesIO(data)).text  # type: ignore[attr-defined]
     assert text["model_hash"] == SPEC.model_hash
     assert model_hash(toy_model) != SPEC.model_hash

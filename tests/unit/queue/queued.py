@@ -5,7 +5,7 @@ from dataclasses import replace
 from dreambooth_ray.queue.claims import ClaimedWork
 from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import WorkRecord
-from dreambooth_ray.storage.holder import new_holder
+from dreambooth_ray.storage.holder import make_process_holder
 from dreambooth_ray.storage.store import Store
 
 LEASE_S = 30.0
@@ -45,5 +45,5 @@ class Clock:
 
 
 def make_silent_on_another_host(store: Store, work_id: str) -> None:
-    dead = replace(new_holder(LEASE_S), host="far")
+    dead = replace(make_process_holder(LEASE_S), host="far")
     store.write(f"claims/{work_id}/lease-0001.json", dead.as_json())

@@ -9,7 +9,7 @@ import pytest
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.queue.claims import Claims
-from dreambooth_ray.storage.holder import new_holder
+from dreambooth_ray.storage.holder import make_process_holder
 from dreambooth_ray.storage.lease import Lease
 from dreambooth_ray.storage.store import Store
 
@@ -39,7 +39,7 @@ def test_of_many_one_claims_a_record(records: Store) -> None:
 def test_a_silent_runner_elsewhere_is_followed_whatever_its_clock_says(
     records: Store, skew_s: float
 ) -> None:
-    holder = replace(new_holder(LEASE_S), host="far", seen=time.time() + skew_s)
+    holder = replace(make_process_holder(LEASE_S), host="far", seen=time.time() + skew_s)
     records.write("job/lease-0003.json", holder.as_json())
     clock = Clock()
     claims = Claims(records, clock)
@@ -56,7 +56,9 @@ def test_a_silent_runner_elsewhere_is_followed_whatever_its_clock_says(
 
 
 def test_a_dead_runner_of_this_machine_is_followed_at_once(records: Store) -> None:
-    holder = replace(new_holder(LEASE_S), started=1.0)  # its process id is another's by now
+    holder = replace(
+        make_process_holder(LEASE_S), started=1.0
+    )  # its process id is another's by now
     records.write("job/lease-0001.json", holder.as_json())
     assert Claims(records).claim("job", LEASE_S) is not None
 
@@ -112,7 +114,7 @@ def test_records_that_end_elsewhere_are_not_watched_for_ever(
     monkeypatch.setattr("dreambooth_ray.queue.claims._MOST_WATCHED", 4)
     claims = Claims(records)
     for number in range(9):
-        far = replace(new_holder(LEASE_S), host="far")
+        far = replace(make_process_holder(LEASE_S), host="far")
         records.write(f"job{number}/lease-0001.json", far.as_json())
         assert claims.claim(f"job{number}", LEASE_S) is None
     assert len(claims._watches) == 4

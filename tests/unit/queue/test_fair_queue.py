@@ -64,9 +64,9 @@ def test_one_that_gives_up_is_gone(images: list[tuple[str, int]], data: st.DataO
 
 def test_steps_ahead_and_positions() -> None:
     queue, queued_images = _fill_queue([("a", 25)] * 10 + [("b", 50)])
-    assert queue.position(queued_images[0]) == 1
-    assert queue.position(queued_images[9]) == 10
-    assert queue.position(queued_images[10]) == 1
+    assert queue.find_work_position(queued_images[0]) == 1
+    assert queue.find_work_position(queued_images[9]) == 10
+    assert queue.find_work_position(queued_images[10]) == 1
     # b's turn comes after as much of a's as b has itself, and one turn more.
     assert queue.count_steps_ahead("c", 25) == 50 + 50
     assert queue.count_steps_ahead("a", 25) == 250 + 50

@@ -10,10 +10,10 @@ from dreambooth_ray.queue.queue_garbage import (
     ENDED_S,
     EndedGarbage,
     find_queue_garbage,
-    remove_ended,
+    remove_ended_garbage,
 )
 from dreambooth_ray.queue.work_queue import WorkQueue
-from dreambooth_ray.queue.work_records import record_file
+from dreambooth_ray.queue.work_records import work_record_path
 from dreambooth_ray.storage.file_listing import list_files
 from dreambooth_ray.storage.store import Store
 from tests.unit.queue.queued import LEASE_S, add, claim, drain
@@ -49,7 +49,7 @@ def test_what_ended_long_ago_goes_and_leaves_nothing(storage: Store, queue: Work
     assert (item.name, item.reason) == (NAME, "2 pieces of work that ended a week ago")
     assert item.size_bytes > 0
     assert len(queue.list_ended()) == 2  # nothing goes before it is asked for
-    assert remove_ended(storage, item)
+    assert remove_ended_garbage(storage, item)
     assert list_files(storage, "queue") == []
     assert find(storage) == []
     # Its id may be added again.
@@ -70,7 +70,7 @@ def test_what_waits_or_runs_stays_though_it_ended_before(storage: Store, queue: 
     (item,) = find(storage)
     assert {end.id for ends in item.ended for end in ends} == {"over"}
     assert len(item.ended[0]) in (1, 2)  # both ends may be of one moment
-    assert remove_ended(storage, item)
+    assert remove_ended_garbage(storage, item)
     assert {ended.id for ended in queue.list_ended()} == {"waits", "runs"}
     assert [mark.id for mark in queue.list_marks("waiting")] == ["waits"]
 
@@ -83,9 +83,9 @@ def test_what_was_taken_up_since_it_was_found_stays(storage: Store, queue: WorkQ
     # As if somebody had put one back, and looked at the other.
     queue._write_waiting(queue_garbage.WorkMark.of(queue.read("again")))
     assert queue._claims.claim("held", LEASE_S) is not None
-    assert not remove_ended(storage, item)
+    assert not remove_ended_garbage(storage, item)
     assert drain(queue) == ["again"]
-    assert queue.has("held")
+    assert queue.has_work("held")
 
 
 @pytest.mark.parametrize("num_removed", range(8))
@@ -114,12 +114,12 @@ def test_a_removal_that_was_cut_off_is_finished_by_the_next(
         for method in ("remove_file", "remove"):
             remove_some(method)
         with suppress(OSError):
-            remove_ended(storage, item)
+            remove_ended_garbage(storage, item)
     # Its holder is known to be dead by now.
     for file in list_files(storage.sub(NAME), "claims"):
         storage.sub(NAME).write(f"claims/{file.name}", b'{"released": true}')
     for item in find(storage, 2 * ENDED_S):
-        assert remove_ended(storage, item)
+        assert remove_ended_garbage(storage, item)
     assert list_files(storage, "queue") == []
 
 
@@ -134,6 +134,6 @@ def test_a_record_of_a_newer_version_stays(storage: Store, queue: WorkQueue) -> 
     add(queue, "a")
     drain(queue)
     (item,) = find(storage)
-    storage.sub(NAME).write(record_file("a"), b'{"format": 9}')
-    assert not remove_ended(storage, replace(item))
-    assert queue.has("a")
+    storage.sub(NAME).write(work_record_path("a"), b'{"format": 9}')
+    assert not remove_ended_garbage(storage, replace(item))
+    assert queue.has_work("a")

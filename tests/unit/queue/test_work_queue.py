@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.queue.work_queue import WorkQueue
-from dreambooth_ray.queue.work_records import WorkMark, WorkRecord, end_name
+from dreambooth_ray.queue.work_records import WorkMark, WorkRecord, ended_mark_name
 from dreambooth_ray.storage.store import Store
 from tests.unit.queue.queued import LEASE_S, add, claim, drain
 
@@ -58,9 +58,9 @@ def test_an_owner_has_no_more_than_the_budget_at_once(queue: WorkQueue) -> None:
 
 
 def test_an_id_is_there_once(queue: WorkQueue) -> None:
-    assert not queue.has("one")
+    assert not queue.has_work("one")
     add(queue, "one")
-    assert queue.has("one")
+    assert queue.has_work("one")
     with pytest.raises(ConfigError, match=r"'one' is in the queue .* with other settings"):
         add(queue, "one", "bob")
     # That very work may be added again, by who does not know whether it was: it is there once.
@@ -85,7 +85,7 @@ def test_cancelling_ends_what_waits_and_asks_who_runs(queue: WorkQueue) -> None:
     assert queue.claim_next(LEASE_S) is None
     ended = {entry.id: entry for entry in queue.list_ended()}
     assert {entry.state for entry in ended.values()} == {"cancelled", "stopped"}
-    assert queue.read_note(ended["runs"]) == "as it was asked to"
+    assert queue.read_end_note(ended["runs"]) == "as it was asked to"
     with pytest.raises(ConfigError, match="no work 'other'"):
         queue.cancel("other")
 
@@ -99,7 +99,7 @@ def test_work_past_its_deadline_is_not_begun(queue: WorkQueue) -> None:
     assert queue.claim_next(LEASE_S) is None
     (ended,) = queue.list_ended()
     assert (ended.id, ended.state) == ("late", "expired")
-    assert "deadline" in queue.read_note(ended)
+    assert "deadline" in queue.read_end_note(ended)
 
 
 def test_what_is_given_back_keeps_its_turn_and_failures_alone_are_counted(
@@ -161,7 +161,7 @@ def test_pages_follow_each_other(queue: WorkQueue) -> None:
     drain(queue)
     first = queue.list_ended("", 4)
     assert len(first) == 4
-    assert len(queue.list_ended(end_name(first[-1]), 4)) == 3
+    assert len(queue.list_ended(ended_mark_name(first[-1]), 4)) == 3
 
 
 @given(

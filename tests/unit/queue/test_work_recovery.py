@@ -15,7 +15,7 @@ from dreambooth_ray.queue import work_queue
 from dreambooth_ray.queue.claims import Claims
 from dreambooth_ray.queue.work_queue import WorkQueue
 from dreambooth_ray.queue.work_records import WorkRecord
-from dreambooth_ray.storage.holder import new_holder
+from dreambooth_ray.storage.holder import make_process_holder
 from dreambooth_ray.storage.lease import Lease
 from dreambooth_ray.storage.store import Store
 from tests.unit.queue.queued import (
@@ -106,19 +106,19 @@ def test_what_a_dead_process_had_claimed_waits_again(store: Store, queue: WorkQu
     claim(queue)
     claim(queue)
     # The holder's process id is another's by now.
-    dead = replace(new_holder(LEASE_S), started=1.0)
+    dead = replace(make_process_holder(LEASE_S), started=1.0)
     store.write("claims/one/lease-0001.json", dead.as_json())
     other = WorkQueue(store)
     assert other.claim_next(LEASE_S) is None
-    assert other.recover(LEASE_S) == ["one"]
+    assert other.recover_abandoned_work(LEASE_S) == ["one"]
     again = claim(other)
     assert again.record.id == "one"
     assert again.num_failures == 0
     assert [mark.id for mark in other.list_marks("running")] == ["one", "two"]
     # Of what it holds itself nothing is to be heard.
-    assert other.recover(LEASE_S) == []
+    assert other.recover_abandoned_work(LEASE_S) == []
     assert other.num_silent == 1
-    assert queue.recover(LEASE_S) == []
+    assert queue.recover_abandoned_work(LEASE_S) == []
     assert queue.num_silent == 0
 
 
@@ -140,10 +140,10 @@ def test_who_was_followed_changes_nothing_any_more(store: Store, end: str) -> No
     add(frozen, "one")
     work = claim(frozen)
     make_silent_on_another_host(store, "one")
-    assert other.recover(LEASE_S) == []
+    assert other.recover_abandoned_work(LEASE_S) == []
     assert other.num_silent == 1
     clock.now_s = LEASE_S
-    assert other.recover(LEASE_S) == ["one"]
+    assert other.recover_abandoned_work(LEASE_S) == ["one"]
     again = claim(other)
     if end == "finish":
         assert not frozen.finish(work, "failed", "storage was away")
@@ -168,11 +168,11 @@ def test_of_many_claims_some_are_looked_at_each_time(
     other = WorkQueue(store, clock)
     num_looked_at = []
     for _ in range(3):
-        assert other.recover(LEASE_S) == []
+        assert other.recover_abandoned_work(LEASE_S) == []
         num_looked_at.append(other.num_silent)
     assert num_looked_at == [3, 3, 1]
     clock.now_s = LEASE_S
-    assert [len(other.recover(LEASE_S)) for _ in range(3)] == [3, 3, 1]
+    assert [len(other.recover_abandoned_work(LEASE_S)) for _ in range(3)] == [3, 3, 1]
 
 
 def test_who_is_about_to_have_it_is_asked_as_well(queue: WorkQueue, store: Store) -> None:
@@ -205,7 +205,7 @@ def die_after(num_changes: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bury(store: Store) -> None:
     """What this process holds was held by one that has ended."""
-    dead = replace(new_holder(LEASE_S), started=1.0)
+    dead = replace(make_process_holder(LEASE_S), started=1.0)
     for name in store.files_after("claims"):
         if not json.loads(store.read(f"claims/{name}")).get("released"):
             store.write(f"claims/{name}", dead.as_json())
@@ -240,7 +240,7 @@ def test_a_death_between_any_two_changes_loses_no_work(store: Store, end: str) -
         other = WorkQueue(here)
         # Whoever was adding it adds it again.
         other.add(WorkRecord(id="one", owner="ann", payload="of one", created_ms=9))
-        other.recover(LEASE_S)
+        other.recover_abandoned_work(LEASE_S)
         drain(other)
         ended = [entry.state for entry in other.list_ended()]
         assert set(ended) <= {"done", "failed", "cancelled"}, num_changes

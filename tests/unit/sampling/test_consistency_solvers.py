@@ -39,7 +39,7 @@ def sample_pipeline(
     steps = iter(range(STEPS))
 
     def draw(shape: tuple[int, ...], **_: object) -> torch.Tensor:
-        return noise.normal(SEED, "solver", next(steps), [0], tuple(shape[1:]))
+        return noise.sample_normal(SEED, "solver", next(steps), [0], tuple(shape[1:]))
 
     patch.setattr(module, "randn_tensor", draw)
     pipeline = load_pipeline(directory)

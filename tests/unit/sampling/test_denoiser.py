@@ -9,7 +9,7 @@ from dreambooth_ray.config.adapter_mix import AdapterUse
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.sampling.adapter_set import AdapterSet
-from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow, _RecordedDenoiser
+from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow, _TracedDenoiser
 
 
 def make_rows(names: tuple[str | None, ...]) -> list[ForwardRow]:
@@ -26,7 +26,7 @@ def make_rows(names: tuple[str | None, ...]) -> list[ForwardRow]:
 
 def predict_untraced(denoiser: Denoiser, rows: list[ForwardRow]) -> torch.Tensor:
     """The prediction by the UNet itself."""
-    with patch.object(_RecordedDenoiser, "__call__", return_value=None):
+    with patch.object(_TracedDenoiser, "__call__", return_value=None):
         return denoiser(rows)
 
 

@@ -120,7 +120,7 @@ def test_an_adapter_of_another_model_is_refused(
     (tmp_path / "tokens.safetensors").touch()
     with pytest.raises(ConfigError, match="brings learned words"):
         engine.add_adapter("worded", tmp_path)
-    assert engine.adapters == set()
+    assert engine.loaded_adapter_names == set()
     engine.sample([replace(FAST, num_inference_steps=1)])
 
 
@@ -279,7 +279,7 @@ def test_sizes_and_memory_are_checked_when_asked(toy_model: Path) -> None:
 
 def test_a_step_that_fails_tells_no_cost(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[object] = []
-    monkeypatch.setattr(engine.step_costs, "record", lambda *cost: recorded.append(cost))
+    monkeypatch.setattr(engine.step_costs, "record_step", lambda *cost: recorded.append(cost))
 
     def fail(*_: object) -> None:
         raise RuntimeError("the device is gone")

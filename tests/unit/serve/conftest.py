@@ -13,7 +13,7 @@ from serve.app_state import AppState
 from serve.deployment import build_app_state
 from serve.gateway import create_app
 from serve.replica import Replica
-from serve.replica_messages import Artifact, Event, SampleTask
+from serve.replica_messages import Artifact, Event, ImageSamplingTask
 
 
 class ReplicaStream:
@@ -51,7 +51,7 @@ class Handle:
     def options(self, stream: bool) -> "Handle":
         return self
 
-    def remote(self, artifact: Artifact, sample_task: SampleTask) -> ReplicaStream:
+    def remote(self, artifact: Artifact, sample_task: ImageSamplingTask) -> ReplicaStream:
         return ReplicaStream(self._replica.sample(artifact, sample_task))
 
     def broadcast(self, method: str, *arguments: Any) -> BroadcastResponses:

@@ -9,7 +9,7 @@ from serve.api_errors import APIError
 def test_places_are_given_in_turn_and_come_back() -> None:
     async def story() -> None:
         admission = AdmissionController(batch=2, max_open=10)
-        admission.set_replicas(1, 100.0)
+        admission.set_pool_speed(1, 100.0)
         reservations = admission.admit("a", ImageWork([25, 25, 25]), 100)
         other = admission.admit("b", ImageWork([25]), 100)[0]
         assert [t.granted.done() for t in reservations] == [True, True, False]
@@ -28,7 +28,7 @@ def test_places_are_given_in_turn_and_come_back() -> None:
 def test_one_who_is_cancelled_while_waiting_leaves_no_trace() -> None:
     async def story() -> None:
         admission = AdmissionController(batch=1, max_open=10)
-        admission.set_replicas(1, 100.0)
+        admission.set_pool_speed(1, 100.0)
         first, second = admission.admit("a", ImageWork([25, 25]), 100)
 
         async def wait(reservation: Reservation) -> None:
@@ -49,7 +49,7 @@ def test_one_who_is_cancelled_while_waiting_leaves_no_trace() -> None:
 def test_what_cannot_be_done_in_time_is_refused_with_a_time_to_come_again() -> None:
     async def story() -> None:
         admission = AdmissionController(batch=8, max_open=100)
-        admission.set_replicas(2, 100.0)
+        admission.set_pool_speed(2, 100.0)
         admission.admit("a", ImageWork([25] * 40), 1e9)
         # b waits for its share of a's, not for all of it.
         assert admission.estimate_completion_s(
@@ -69,7 +69,7 @@ def test_what_cannot_be_done_in_time_is_refused_with_a_time_to_come_again() -> N
 def test_a_deadline_too_short_for_an_endpoint_at_rest_is_the_callers_error() -> None:
     async def story() -> None:
         admission = AdmissionController(batch=8, max_open=100)
-        admission.set_replicas(1, 100.0)
+        admission.set_pool_speed(1, 100.0)
         needed = admission.estimate_min_duration_s(ImageWork([25]))
         with pytest.raises(APIError, match=r"deadline_s=0\.1 is too short") as refused:
             admission.admit("a", ImageWork([25]), deadline_s=0.1)
@@ -94,13 +94,13 @@ def test_with_no_replica_one_image_goes_through_to_wake_one_up() -> None:
     async def story() -> None:
         now_s = 0.0
         admission = AdmissionController(batch=4, max_open=10, clock=lambda: now_s)
-        admission.set_replicas(1, 100.0)
-        admission.set_replicas(0, 0.0)
+        admission.set_pool_speed(1, 100.0)
+        admission.set_pool_speed(0, 0.0)
         reservations = admission.admit("a", ImageWork([25, 25]), 100)
         assert [t.granted.done() for t in reservations] == [True, False]
-        admission.set_replicas(0, 0.0)
+        admission.set_pool_speed(0, 0.0)
         now_s = 7.0
-        admission.set_replicas(1, 100.0)
+        admission.set_pool_speed(1, 100.0)
         assert all(t.granted.done() for t in reservations)
         assert admission.cold_start_s == 7.0
 
@@ -112,14 +112,14 @@ def test_a_large_image_costs_what_it_takes() -> None:
 
     async def story() -> None:
         admission = AdmissionController(batch=8, max_open=100)
-        admission.set_replicas(1, 40.0)
+        admission.set_pool_speed(1, 40.0)
         large = ImageWork([25], step_cost=256.0, size_px=(1024, 1024))
         with pytest.raises(APIError, match="smaller size") as refused:
             admission.admit("a", large, deadline_s=120)
         assert (refused.value.status, refused.value.code) == (400, "deadline_too_short")
         assert len(admission.admit("a", ImageWork([25]), deadline_s=120)) == 1
         # A replica that is quick enough takes it.
-        admission.set_replicas(1, 4000.0)
+        admission.set_pool_speed(1, 4000.0)
         assert len(admission.admit("a", large, deadline_s=120)) == 1
 
     asyncio.run(story())
@@ -130,7 +130,7 @@ def test_a_small_image_does_not_wait_for_all_of_a_large_one() -> None:
 
     async def story() -> None:
         admission = AdmissionController(batch=8, max_open=100)
-        admission.set_replicas(1, 40.0)
+        admission.set_pool_speed(1, 40.0)
         small, large = ImageWork([25]), ImageWork([25], 16.0, (256, 256))
         alone_s = admission.estimate_completion_s("b", small)
         reservation = admission.admit("a", large, deadline_s=120)[0]

@@ -114,9 +114,9 @@ def test_a_url_stays_with_its_key_and_ends_with_its_time(
     with TestClient(create_app(other)) as second_client:
         assert second_client.get(path).status_code == 200
         now_s = int(path.rpartition("/")[2].partition("-")[0])
-        other.signed_files.forget_expired(now_s - 1)
+        other.signed_files.remove_expired_images(now_s - 1)
         assert second_client.get(path).status_code == 200
-        other.signed_files.forget_expired(now_s + 1)
+        other.signed_files.remove_expired_images(now_s + 1)
         assert second_client.get(path).status_code == 404
 
 

@@ -15,11 +15,11 @@ from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.sampling.request import Request
 from serve.api_messages import Receipt
 from serve.app_state import AppState
-from serve.auth import APIKey, new_key
+from serve.auth import APIKey, new_api_key
 from serve.gateway import create_app
 from serve.image_files import read_receipt
-from serve.job_records import JobState
-from serve.job_store import JobStore
+from serve.image_job_records import ImageJobState
+from serve.image_job_store import ImageJobStore
 from serve.replica import Replica
 
 GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"
@@ -203,7 +203,7 @@ def test_refusals_are_counted_by_reason(
 def test_keys_are_asked_for_and_never_told(
     app_state: AppState, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    key, digest = new_key()
+    key, digest = new_api_key()
     app_state.authenticator._keys = [APIKey(name="ann", sha256=digest, subjects=("other",))]
     assert client.post(GENERATE, json=QUICK).status_code == 401
     with caplog.at_level("INFO", "dreambooth.serve"):
@@ -241,9 +241,9 @@ def test_a_late_write_does_not_undo_a_cancellation(
     client: TestClient, app_state: AppState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, cancelled, written = threading.Event(), threading.Event(), threading.Event()
-    write = JobStore.set_state
+    write = ImageJobStore.set_state
 
-    def slow(jobs: JobStore, job: str, state: JobState) -> None:
+    def slow(jobs: ImageJobStore, job: str, state: ImageJobState) -> None:
         if state.status == "running":
             begun.set()
             cancelled.wait(0.5)
@@ -253,7 +253,7 @@ def test_a_late_write_does_not_undo_a_cancellation(
         if state.status == "cancelled":
             cancelled.set()
 
-    monkeypatch.setattr(JobStore, "set_state", slow)
+    monkeypatch.setattr(ImageJobStore, "set_state", slow)
     job = client.post("/v1/jobs", json={"prompt": "x", "num_inference_steps": 60}).json()
     assert begun.wait(30)
     client.delete(f"/v1/jobs/{job['id']}")

@@ -23,11 +23,11 @@ def _file(image: Image.Image, form: str = "PNG") -> bytes:
 
 
 def test_a_receipt_comes_back_from_the_image(tile: Image.Image) -> None:
-    data = encode_image(Pixels.from_image(tile), _RECEIPT, "png")
+    data = encode_image(Pixels.from_pil_image(tile), _RECEIPT, "png")
     assert read_receipt(data) == _RECEIPT
     assert Image.open(io.BytesIO(data)).tobytes() == tile.tobytes()
     for form in ("jpeg", "webp"):
-        data = encode_image(Pixels.from_image(tile), _RECEIPT, form, 90)  # type: ignore[arg-type]
+        data = encode_image(Pixels.from_pil_image(tile), _RECEIPT, form, 90)  # type: ignore[arg-type]
         exif = Image.open(io.BytesIO(data)).getexif()
         assert Receipt.model_validate_json(exif[0x010E]) == _RECEIPT
 
@@ -65,8 +65,8 @@ def test_masks_by_alpha_and_by_white(tile: Image.Image) -> None:
     white.paste(255, (0, 0, 32, 64))
     by_alpha = read_mask(_file(clear), (64, 64), 2**22)
     assert by_alpha == read_mask(_file(white), (64, 64), 2**22)
-    assert by_alpha.to_image().getpixel((0, 0)) == 255
-    assert by_alpha.to_image().getpixel((63, 0)) == 0
+    assert by_alpha.to_pil_image().getpixel((0, 0)) == 255
+    assert by_alpha.to_pil_image().getpixel((63, 0)) == 0
 
 
 def test_a_start_image_has_the_size_asked_for(tile: Image.Image) -> None:
@@ -83,7 +83,7 @@ def test_a_start_image_is_read_as_viewers_show_it() -> None:
     image.save(out, "JPEG", exif=exif, icc_profile=make_display_p3(), quality=95)
     pixels = read_start_image(out.getvalue(), None, 2**22)
     assert (pixels.width_px, pixels.height_px) == (40, 60)
-    colour = pixels.to_image().getpixel((20, 30))
+    colour = pixels.to_pil_image().getpixel((20, 30))
     assert max(abs(a - b) for a, b in zip(colour, (220, 40, 40), strict=True)) <= 4
     clear = read_start_image(_file(Image.new("RGBA", (16, 16), (9, 9, 9, 0))), None, 2**22)
-    assert clear.to_image().getpixel((3, 3)) == (255, 255, 255)
+    assert clear.to_pil_image().getpixel((3, 3)) == (255, 255, 255)

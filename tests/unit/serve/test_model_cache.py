@@ -12,7 +12,7 @@ from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.storage.subject_version import parse_version
+from dreambooth_ray.storage.subject_version import parse_bundle_manifest
 from serve.adapter_cache import AdapterCache
 from serve.allowed_adapters import AdapterFolder
 from serve.loaded_model import estimate_loaded_bytes
@@ -34,10 +34,10 @@ def _model_cache(tmp_path: Path, memory_bytes: int) -> ModelCache:
 
 def _publish(tmp_path: Path, run_id: str, model: Path) -> Artifact:
     store = Store(str(tmp_path)).sub(f"runs/{run_id}")
-    text = manifest.publish_folder(store, "bundle", model, {"kind": "bundle"})
-    version = parse_version(run_id, text)
+    text = manifest.upload_folder_with_manifest(store, "bundle", model, {"kind": "bundle"})
+    version = parse_bundle_manifest(run_id, text)
     assert version is not None
-    return ServedSubject.from_version(version).artifact
+    return ServedSubject.from_subject_version(version).artifact
 
 
 def test_bytes_are_those_of_the_loaded_weights(toy_model: Path) -> None:
@@ -125,12 +125,12 @@ def _publish_adapter(
         "base_model": "toyworld",
         "base_hash": base_hash or model_hash(model),
     }
-    text = manifest.publish_folder(
+    text = manifest.upload_folder_with_manifest(
         Store(str(tmp_path)).sub(f"runs/{run_id}"), "bundle", folder, about
     )
-    version = parse_version(run_id, text)
+    version = parse_bundle_manifest(run_id, text)
     assert version is not None
-    return ServedSubject.from_version(version).artifact
+    return ServedSubject.from_subject_version(version).artifact
 
 
 def test_replicas_of_two_hosts_ask_the_hub_once(

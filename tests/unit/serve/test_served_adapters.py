@@ -21,7 +21,7 @@ from dreambooth_ray.errors import CapacityError, ConfigError
 from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow
 from dreambooth_ray.sampling.engine import Engine
 from serve.adapter_cache import AdapterCache
-from serve.adapter_settings import check_folder
+from serve.adapter_folder_setting import check_adapter_folder_setting
 from serve.allowed_adapters import AdapterFolder
 from serve.deployment import build_app_state
 from serve.gateway import create_app
@@ -223,9 +223,11 @@ def test_a_subject_that_is_not_there_is_not_found(client: TestClient) -> None:
 def test_a_folder_that_is_not_there_is_refused_before_the_start(tmp_path: Path) -> None:
     settings = {"adapters": {"folder": str(tmp_path / "absent")}}
     with pytest.raises(ConfigError, match=r"adapters\.folder=.*absent' is no folder here"):
-        check_folder(ServeConfig.model_validate(settings))
-    check_folder(ServeConfig.model_validate({"adapters": {"folder": "s3://bucket/adapters"}}))
-    check_folder(ServeConfig())
+        check_adapter_folder_setting(ServeConfig.model_validate(settings))
+    check_adapter_folder_setting(
+        ServeConfig.model_validate({"adapters": {"folder": "s3://bucket/adapters"}})
+    )
+    check_adapter_folder_setting(ServeConfig())
 
 
 def test_without_a_folder_no_file_is_taken() -> None:
@@ -253,7 +255,7 @@ def test_loaded_adapters_are_bounded_in_bytes(toy_model: Path, tmp_path: Path) -
     assert held is not None
     cache.add("toyworld", engine, paths[2].name, paths[2], "0")
     assert cache.names("toyworld") == ["0.safetensors", "2.safetensors"]
-    assert engine.adapters == {"0.safetensors", "2.safetensors"}
+    assert engine.loaded_adapter_names == {"0.safetensors", "2.safetensors"}
     assert cache.acquire("toyworld", "2.safetensors")
     with pytest.raises(CapacityError, match="2 adapters are in use"):
         cache.add("toyworld", engine, paths[1].name, paths[1], "0")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.storage.catalog import Catalog, CatalogEntry
 from dreambooth_ray.storage.store import Store
+from dreambooth_ray.storage.version_catalog import SubjectEntry, SubjectVersionCatalog
 from serve import subject_lookup
 from serve.api_errors import APIError
 from serve.bounded_cache import BoundedCache
@@ -14,14 +14,14 @@ from serve.subject_lookup import SubjectLookup
 from tests.unit.serve.test_subject_pages import write_entries
 
 
-class CountedCatalog(Catalog):
+class CountedCatalog(SubjectVersionCatalog):
     """Counts what is read; names that begin with `slow` wait for `gate`."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(Store(str(folder)))
         self.names, self.gate = list[str](), threading.Event()
 
-    def read(self, subject: str) -> CatalogEntry:
+    def read(self, subject: str) -> SubjectEntry:
         self.names.append(subject)
         if subject.startswith("slow"):
             self.gate.wait(30)

@@ -10,7 +10,12 @@ import pytest
 from standardwebhooks import Webhook
 
 from dreambooth_ray.errors import ConfigError
-from serve.webhooks import PinnedTransport, check_secret, deliver_event, resolve_public_address
+from serve.webhooks import (
+    PinnedTransport,
+    check_webhook_secret,
+    deliver_webhook_event,
+    resolve_public_address,
+)
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the test's own").decode()
 PUBLIC = "93.184.215.14"
@@ -84,7 +89,7 @@ class FakeTransport(httpx2.AsyncBaseTransport):
 
 def deliver_test_event(transport: FakeTransport, tries: int) -> bool:
     return asyncio.run(
-        deliver_event(
+        deliver_webhook_event(
             f"https://{PUBLIC}/hook", SECRET, {"type": "job.completed"},
             pauses_s=(0.0,) * (tries - 1), transport=transport.for_address,
         )
@@ -139,7 +144,7 @@ async def _deliver_to_server(
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        is_delivered = await deliver_event(
+        is_delivered = await deliver_webhook_event(
             f"http://{url_host}:{port}/hook", SECRET, {"type": "job.completed"},
             pauses_s=(), transport=lambda address: PinnedTransport("127.0.0.1"),
         )  # fmt: skip
@@ -182,5 +187,5 @@ def test_an_answer_without_end_is_not_read() -> None:
 @pytest.mark.parametrize("secret", ["whsec_", "whsec_x", "whsec_!"])
 def test_a_secret_that_is_none_is_refused_by_its_variable(secret: str) -> None:
     with pytest.raises(ConfigError, match="DREAMBOOTH_WEBHOOK_SECRET"):
-        check_secret(secret, "DREAMBOOTH_WEBHOOK_SECRET")
-    assert check_secret(SECRET, "X") == SECRET
+        check_webhook_secret(secret, "DREAMBOOTH_WEBHOOK_SECRET")
+    assert check_webhook_secret(SECRET, "X") == SECRET

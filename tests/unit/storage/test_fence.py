@@ -50,7 +50,7 @@ def test_runs_without_numbers_go_on(run: Store) -> None:
 def test_a_look_for_what_is_new_sees_every_takeover(run: Store) -> None:
     point_to(run, *(CheckpointId(step, 1) for step in (10, 20, 30)))
     assert list(fence.read_history(run, after=10).checkpoints) == [20, 30]
-    run.write(paths.takeover(2, 20), b"{}")
+    run.write(paths.takeover_file(2, 20), b"{}")
     assert list(fence.read_history(run, after=10).checkpoints) == [20]
     point_to(run, CheckpointId(30, 2))
     assert list(fence.read_history(run, after=20).checkpoints.values()) == [CheckpointId(30, 2)]
@@ -79,19 +79,21 @@ def test_what_counts_is_one_a_step_and_never_beyond_a_later_takeover(
 @given(st.integers(0, 10**6 - 1), st.sampled_from(["metrics.jsonl", "end.json"]))
 def test_each_holder_has_its_own_file_of_a_name(lease: int, name: str) -> None:
     noise = ["metrics-1.jsonl", "end-000002.jsonl", "other.json", f"{name}.partial"]
-    assert fence.numbers_of([fence.numbered(name, lease), *noise], name) == [max(lease, 1)]
+    assert fence.list_lease_numbers([fence.numbered_file_name(name, lease), *noise], name) == [
+        max(lease, 1)
+    ]
 
 
 def test_the_newest_holders_file_counts(run: Store) -> None:
-    assert fence.read_newest(run, "end.json") is None
+    assert fence.read_newest_holder_file(run, "end.json") is None
     for lease in (1, 3):
-        run.write(fence.numbered("end.json", lease), str(lease).encode())
-    assert fence.read_newest(run, "end.json") == b"3"
-    assert fence.read_newest(run, "end.json", up_to_lease=2) == b"1"
+        run.write(fence.numbered_file_name("end.json", lease), str(lease).encode())
+    assert fence.read_newest_holder_file(run, "end.json") == b"3"
+    assert fence.read_newest_holder_file(run, "end.json", up_to_lease=2) == b"1"
 
 
 def test_a_newer_lease_is_known(run: Store) -> None:
-    assert not fence.is_followed(run, 1)
+    assert not fence.has_newer_holder(run, 1)
     run.write("leases/000002.json", b"{}")
-    assert fence.is_followed(run, 1)
-    assert not fence.is_followed(run, 2)
+    assert fence.has_newer_holder(run, 1)
+    assert not fence.has_newer_holder(run, 2)

@@ -42,8 +42,8 @@ def plant_everything(storage: Store, folder: Path) -> list[str]:
         manifest.commit_artifact(storage, f"photographs/{digest}", folder / "in", {})
         prior_set = storage.sub(paths.prior_set(digest))
         prior_set.write(paths.PRIOR_SPEC, b"{}")
-        manifest.commit_artifact(prior_set, paths.prior_chunk(0), folder / "in", {})
-        prior_set.write(f"{paths.prior_chunk(1)}-{NONCE}/000001.png", b"half")
+        manifest.commit_artifact(prior_set, paths.prior_chunk_artifact(0), folder / "in", {})
+        prior_set.write(f"{paths.prior_chunk_artifact(1)}-{NONCE}/000001.png", b"half")
     storage.write(f"photographs/half-{NONCE}/photo.png", b"half")
     manifest.commit_artifact(storage, paths.model("whole"), folder / "in", {})
     storage.write(f"{paths.model('half')}-{NONCE}/unet/config.json", b"half")
@@ -52,7 +52,7 @@ def plant_everything(storage: Store, folder: Path) -> list[str]:
             f"runs/mine/{paths.checkpoint(10)}-{NONCE}",
             f"runs/mine/{paths.checkpoint(15)}-{NONCE}",
             "priors/unused",
-            f"priors/used/{paths.prior_chunk(1)}-{NONCE}",
+            f"priors/used/{paths.prior_chunk_artifact(1)}-{NONCE}",
             "photographs/unused",
             f"photographs/half-{NONCE}",
             f"models/half-{NONCE}",
@@ -77,7 +77,7 @@ def test_what_nothing_names_is_found_and_removed(storage: Store, tmp_path: Path)
     assert manifest.find_damage(run, paths.checkpoint(10)) is None
     assert manifest.find_damage(storage, "photographs/used") is None
     assert manifest.find_damage(storage, paths.model("whole")) is None
-    assert manifest.find_damage(storage.sub("priors/used"), paths.prior_chunk(0)) is None
+    assert manifest.find_damage(storage.sub("priors/used"), paths.prior_chunk_artifact(0)) is None
     left = {file.name.split("/")[1] for file in list_files(storage) if "runs/" not in file.name}
     assert not {"unused", "unused.json", f"half-{NONCE}"} & left
 

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage.holder import Holder, new_holder
+from dreambooth_ray.storage.holder import Holder, make_process_holder
 from dreambooth_ray.storage.lease import (
     Lease,
     LeaseFiles,
     LeaseLostError,
+    LeaseSilenceWatch,
     NewestLease,
-    SilenceWatch,
 )
 from dreambooth_ray.storage.lease_keeper import LeaseWaiter, run_leases
 from dreambooth_ray.storage.paths import LEASES
@@ -64,7 +64,7 @@ def take(
 def hold_elsewhere(run: Store, number: int = 4, skew_s: float = 0.0) -> Lease:
     """As a process of another host holds it, by its own clocks."""
     files = LeaseFiles(run, f"{LEASES}/")
-    holder = replace(new_holder(LEASE_S), **ELSEWHERE)
+    holder = replace(make_process_holder(LEASE_S), **ELSEWHERE)
     holder = replace(holder, seen=holder.seen + skew_s)
     run.write(files.lease_file_name(number), holder.as_json())
     return Lease(files, number, holder, files.clock())
@@ -197,7 +197,7 @@ def test_nobody_follows_a_holder_whose_time_is_not_up(
         writes.append((at_s, at_s + delay_s))  # begun, and there for others to see
         at_s += delay_s
     now_s = 0.0
-    watch = SilenceWatch(lambda: now_s + skew_s)
+    watch = LeaseSilenceWatch(lambda: now_s + skew_s)
     for pause_s in looks:
         now_s += pause_s
         num_seen = sum(seen_at_s <= now_s for _, seen_at_s in writes)
@@ -205,5 +205,5 @@ def test_nobody_follows_a_holder_whose_time_is_not_up(
         files = LeaseFiles(Store("memory://unused"), "x-", clock=partial(float, now_s))
         began_s = max((begun_s for begun_s, seen_at_s in writes if seen_at_s <= now_s), default=0.0)
         if watch.is_dead(NewestLease(1, holder.as_json(), holder)):
-            assert Lease(files, 1, holder, began_s).seconds_left <= 0
+            assert Lease(files, 1, holder, began_s).seconds_until_expiry <= 0
             return

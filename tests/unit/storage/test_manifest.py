@@ -35,7 +35,7 @@ def test_what_is_committed_comes_back(store: Store, tmp_path: Path) -> None:
 
 
 def test_an_uncommitted_upload_is_invisible(store: Store, tmp_path: Path) -> None:
-    manifest.publish_folder(store, "c/one-abc", make(tmp_path / "in", a="1"), {})
+    manifest.upload_folder_with_manifest(store, "c/one-abc", make(tmp_path / "in", a="1"), {})
     with pytest.raises(CheckpointError, match="not committed"):
         manifest.download_artifact(store, "c/one", tmp_path / "out")
 

@@ -11,7 +11,7 @@ def test_names_of_checkpoints_and_takeovers_give_their_numbers_back_in_order(
     checkpoints: set[tuple[int, int]], takeovers: set[tuple[int, int]]
 ) -> None:
     names = [f"{paths.checkpoint(*pair)}.json" for pair in checkpoints]
-    names += [paths.takeover(lease, step) for step, lease in takeovers]
+    names += [paths.takeover_file(lease, step) for step, lease in takeovers]
     names = [name.removeprefix(f"{paths.CHECKPOINTS}/") for name in names]
     noise = ["step-00000001-abc", "step-00000001-000002-abc", "step-1.json", "other.json"]
     assert paths.parse_checkpoint_names(noise + names) == sorted(checkpoints)

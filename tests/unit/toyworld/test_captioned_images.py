@@ -9,19 +9,19 @@ from dreambooth_ray.toyworld.captioned_images import (
     stream_captioned_images,
     tokenize_captions,
 )
-from dreambooth_ray.toyworld.flow_dataset import caption_format
+from dreambooth_ray.toyworld.flow_dataset import make_caption_tokenizer_spec
 from dreambooth_ray.toyworld.flow_tokenizer import WINDOW, new_flow_tokenizer
 from dreambooth_ray.toyworld.world import render_image
-from dreambooth_ray.toyworld.world_images import describe_image
+from dreambooth_ray.toyworld.world_images import subject_and_scene
 
-FORM = caption_format(new_flow_tokenizer())
+FORM = make_caption_tokenizer_spec(new_flow_tokenizer())
 
 
 def test_a_block_shows_the_images_of_its_indices() -> None:
     images, token_ids = render_captioned_block(5, 30, 33, FORM)
     assert images.shape == (3, 64, 64, 3)
     assert token_ids.shape == (3, CAPTIONS_EACH, WINDOW)
-    assert np.array_equal(images[1], np.asarray(render_image(*describe_image(5, 31))))
+    assert np.array_equal(images[1], np.asarray(render_image(*subject_and_scene(5, 31))))
 
 
 def test_workers_stream_every_image_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from dreambooth_ray.toyworld.evaluator import (
     NAMES,
     Evaluator,
     load_evaluator,
-    read_images,
+    predict_attributes,
 )
 from dreambooth_ray.toyworld.world import Scene, Subject, random_scene, random_subject, render_image
 from dreambooth_ray.toyworld.world_images import HEADS, attribute_labels, to_tensor
@@ -52,7 +52,7 @@ def test_every_attribute_is_read_from_originals_and_reconstructions(
     network: Evaluator,
     request: pytest.FixtureRequest,
 ) -> None:
-    reading = read_images(network, request.getfixturevalue(kind))
+    reading = predict_attributes(network, request.getfixturevalue(kind))
     truth = [attribute_labels(*one) for one in world]
     for i, head in enumerate(HEADS):
         expected_names = [NAMES[head][row[i]] for row in truth]
@@ -73,10 +73,10 @@ def test_subject_then_reconstruction_then_another_of_its_class(
     other_scenes = [
         render_image(s, random_scene(HELD_OUT, 20_000 + k)) for k, (s, _) in enumerate(world)
     ]
-    identity = read_images(network, originals).identity
+    identity = predict_attributes(network, originals).identity
 
     def similarity(images: list[Image.Image]) -> torch.Tensor:
-        return (identity * read_images(network, images).identity).sum(dim=1)
+        return (identity * predict_attributes(network, images).identity).sum(dim=1)
 
     rebuilt, moved, other = similarity(remade), similarity(other_scenes), similarity(lookalikes)
     assert rebuilt.mean() > 0.95
@@ -87,12 +87,15 @@ def test_subject_then_reconstruction_then_another_of_its_class(
 
 def test_blur_is_not_another_subject(originals: list[Image.Image], network: Evaluator) -> None:
     soft = [p.resize((40, 40), Image.Resampling.BILINEAR) for p in originals]
-    one, two = read_images(network, originals).identity, read_images(network, soft).identity
+    one, two = (
+        predict_attributes(network, originals).identity,
+        predict_attributes(network, soft).identity,
+    )
     assert (one * two).sum(dim=1).mean() > 0.9
 
 
 def test_no_images_and_no_weights_are_said(network: Evaluator, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images"):
-        read_images(network, [])
+        predict_attributes(network, [])
     with pytest.raises(DataError, match="toyworld pretrain"):
         load_evaluator(tmp_path / "none")

@@ -8,7 +8,7 @@ from transformers import Qwen2Tokenizer
 
 from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, COLOUR_NAMES, PATTERNS
 from dreambooth_ray.toyworld.captioned_images import tokenize_captions
-from dreambooth_ray.toyworld.flow_dataset import caption_format
+from dreambooth_ray.toyworld.flow_dataset import make_caption_tokenizer_spec
 from dreambooth_ray.toyworld.flow_tokenizer import WINDOW, apply_chat_format, new_flow_tokenizer
 from dreambooth_ray.toyworld.world import random_scene, random_subject
 from dreambooth_ray.toyworld.world_captions import random_caption
@@ -46,7 +46,7 @@ def test_captions_are_tokenized_as_the_pipeline_would_and_fit(
 ) -> None:
     subject, scene = random_subject(seed, index), random_scene(seed, index)
     caption = random_caption(subject, scene, seed, index)
-    token_ids = tokenize_captions([caption], caption_format(tokenizer))
+    token_ids = tokenize_captions([caption], make_caption_tokenizer_spec(tokenizer))
     by_pipeline = tokenizer(
         apply_chat_format(tokenizer, caption), padding="max_length", max_length=WINDOW
     )

@@ -15,7 +15,12 @@ from dreambooth_ray.errors import DataError
 from dreambooth_ray.toyworld import pretrain_flow
 from dreambooth_ray.toyworld.flow_dataset import FlowDataset, load_flow_dataset
 from dreambooth_ray.toyworld.flow_tokenizer import new_flow_tokenizer
-from dreambooth_ray.toyworld.pretrain_flow import FlowRun, compute_rate_factor, new_trainer, train
+from dreambooth_ray.toyworld.pretrain_flow import (
+    FlowPretrain,
+    compute_rate_factor,
+    new_flow_trainer,
+    train,
+)
 
 
 def new_narrow_transformer(latent_channels: int) -> ZImageTransformer2DModel:
@@ -38,9 +43,9 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> FlowRun:
+def run(tmp_path: Path) -> FlowPretrain:
     (tmp_path / "snapshots").mkdir()
-    return FlowRun(
+    return FlowPretrain(
         work=tmp_path,
         weights=tmp_path / "weights",
         snapshots=tmp_path / "snapshots",
@@ -85,7 +90,7 @@ class Clock:
 
 def test_a_batch_is_a_function_of_seed_and_step_and_drops_captions() -> None:
     dataset = new_dataset()
-    one, same, other = (dataset.sample_batch(3, step, 400) for step in (7, 7, 8))
+    one, same, other = (dataset.make_training_batch(3, step, 400) for step in (7, 7, 8))
     assert torch.equal(one.noise, same.noise)
     assert torch.equal(one.token_ids, same.token_ids)
     assert not torch.equal(one.noise, other.noise)
@@ -102,13 +107,13 @@ def test_the_rate_warms_up_by_steps_and_falls_with_the_time() -> None:
 
 
 def test_a_training_goes_on_from_its_checkpoint(
-    run: FlowRun, monkeypatch: pytest.MonkeyPatch
+    run: FlowPretrain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = new_trainer(run, new_flow_tokenizer(), 8)
+    trainer = new_flow_trainer(run, new_flow_tokenizer(), 8)
     stop_at(monkeypatch, 3)
     train(run, trainer, new_dataset())
-    pretrain_flow.write_snapshot(run, trainer)
-    resumed = new_trainer(run, new_flow_tokenizer(), 8)
+    pretrain_flow.write_weights_snapshot(run, trainer)
+    resumed = new_flow_trainer(run, new_flow_tokenizer(), 8)
     assert (resumed.step, resumed.trained_s) == (3, trainer.trained_s)
     assert all(
         torch.equal(a, b)
@@ -120,18 +125,18 @@ def test_a_training_goes_on_from_its_checkpoint(
 
 
 def test_snapshots_are_the_average_and_begin_another_training(
-    run: FlowRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: FlowPretrain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    trainer = new_trainer(run, new_flow_tokenizer(), 8)
+    trainer = new_flow_trainer(run, new_flow_tokenizer(), 8)
     stop_at(monkeypatch, 2)
     train(run, trainer, new_dataset())
-    pretrain_flow.write_snapshot(run, trainer)
+    pretrain_flow.write_weights_snapshot(run, trainer)
     state = load_file(run.snapshots / "transformer.safetensors")
     averaged = trainer.averaged.transformer.state_dict()
     assert state.keys() == averaged.keys()
     assert all(torch.equal(state[k], averaged[k].half()) for k in state)
     second = replace(run, work=tmp_path / "second", start_from=run.snapshots)
-    begun = new_trainer(second, new_flow_tokenizer(), 8)
+    begun = new_flow_trainer(second, new_flow_tokenizer(), 8)
     assert begun.step == 0
     key = "layers.0.attention.to_q.weight"
     assert torch.equal(begun.loss.transformer.state_dict()[key], state[key].float())
@@ -143,21 +148,21 @@ def test_a_folder_without_snapshots_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
-def test_gradients_that_do_not_compile_are_computed_without(run: FlowRun) -> None:
+def test_gradients_that_do_not_compile_are_computed_without(run: FlowPretrain) -> None:
     def fails(*_: object) -> Any:
         raise RuntimeError("no compiler here")
 
     run = replace(run, compiled=True)
-    trainer = new_trainer(run, new_flow_tokenizer(), 8)
+    trainer = new_flow_trainer(run, new_flow_tokenizer(), 8)
     trainer.loss.transformer.compile_repeated_blocks(backend=fails)
-    batch = new_dataset().sample_batch(1, 0, 2)
+    batch = new_dataset().make_training_batch(1, 0, 2)
     with torch.compiler.set_stance("default"):  # put back at the end
         assert torch.isfinite(pretrain_flow.take_step(run, trainer, batch, 1e-3))
     assert "no compiler here" in (run.snapshots / "flow-log.txt").read_text()
 
 
 def test_from_nothing_to_a_directory_that_diffusers_loads(
-    run: FlowRun, monkeypatch: pytest.MonkeyPatch
+    run: FlowPretrain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_at(monkeypatch, 2)
     pretrain_flow.pretrain_flow(run)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dreambooth_ray.toyworld.pretrain_phase import (
     Phase,
     WarmupMovingAverage,
-    averaged_weights,
+    load_averaged_weights,
     run_phase,
 )
 
@@ -48,8 +48,8 @@ def test_a_resumed_phase_ends_with_the_same_weights(
         run_phase(partial(make, stop_at=270), interrupted, processes=1)
     assert torch.load(interrupted / "square.pt", weights_only=True)["step"] == 250
     run_phase(make, interrupted, processes=1)
-    one = averaged_weights(uninterrupted / "square.pt")
-    two = averaged_weights(interrupted / "square.pt")
+    one = load_averaged_weights(uninterrupted / "square.pt")
+    two = load_averaged_weights(interrupted / "square.pt")
     assert one.keys() == {"line.weight", "line.bias"}
     assert all(torch.equal(one[k], two[k]) for k in one)
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from dreambooth_ray.config.sampling_params import SamplingParams
-from dreambooth_ray.priors.prior_generation import open_set
+from dreambooth_ray.priors.prior_generation import open_prior_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage.store import Store
@@ -33,7 +33,7 @@ def sd15_priors(tmp_path_factory: pytest.TempPathFactory, sd15: Path) -> Store:
 def make_priors(folder: Path, model: Path, num_steps: int) -> Store:
     params = SamplingParams(num_inference_steps=num_steps)
     spec = PriorSpec("hash", ("a robot",), params, 64, 0, 5)
-    store = open_set(Store(str(folder)), spec)
+    store = open_prior_set(Store(str(folder)), spec)
     PriorWorker(str(model), store.uri, spec, gpu=False).generate(0)
     return store
 

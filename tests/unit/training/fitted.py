@@ -14,15 +14,15 @@ from torch.utils.data import DataLoader
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured_subject, split_photographs
+from dreambooth_ray.data.subject import read_configured_photographs, split_photographs
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.loggers import Loggers
 from dreambooth_ray.training.callbacks.samples import PromptSampler
 from dreambooth_ray.training.callbacks.side_work import SideWork
-from dreambooth_ray.training.callbacks.step_sequence import StepSequence
+from dreambooth_ray.training.callbacks.training_step_callback import TrainingStepCallback
 from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
 from dreambooth_ray.training.checkpoint.save import CheckpointSaver, WorkerRank
 from dreambooth_ray.training.dataset import TrainingDataset
@@ -39,7 +39,7 @@ class Watch(pl.Callback):
     """Keeps each step's record and the norm of the gradients it used; saves after step 2."""
 
     def __init__(
-        self, save: Path | None, sequence: StepSequence, on_end: Callable[[], object]
+        self, save: Path | None, sequence: TrainingStepCallback, on_end: Callable[[], object]
     ) -> None:
         self.save, self.sequence, self.on_end = save, sequence, on_end
         self.records: list[dict[str, float]] = []
@@ -68,11 +68,11 @@ def make_sequence(
     read_every: int | None,
     preemption: PreemptionWatcher | None,
     sampler: PromptSampler | None,
-) -> StepSequence:
+) -> TrainingStepCallback:
     """keep: whether checkpoints are saved."""
     side_work = SideWork(run)
     saver = CheckpointSaver(run, config, side_work, WorkerRank(0, 0, 0, 1), {}) if keep else None
-    return StepSequence(
+    return TrainingStepCallback(
         run,
         dataset,
         side_work=side_work,
@@ -96,7 +96,7 @@ def strategy_settings(config: Config) -> dict[str, Any]:
 def fit(
     module: DreamBoothModule,
     dataset: TrainingDataset,
-    sequence: StepSequence,
+    sequence: TrainingStepCallback,
     watch: Watch,
     resume: Path | None,
 ) -> pl.Trainer:
@@ -140,9 +140,9 @@ class Fitted:
         base = f"run_id: one\nsubject: {{photos: {photos}, class_noun: robot}}"
         config = parse_config(base, "x", [*SMALL, *overrides])
         components = load_components(model)
-        apply_method(config, components)
+        apply_train_method(config, components)
         trained, held_out = split_photographs(
-            config, read_configured_subject(config, config.subject)
+            config, read_configured_photographs(config, config.subject)
         )
         class_images = (
             PriorSet(priors, config.prior.num_images)

@@ -8,11 +8,11 @@ import torch
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory.training_memory import estimate_training_footprint
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.trainable_params import apply_method
-from dreambooth_ray.run_changes import find_changes, find_obstacles
+from dreambooth_ray.models.trainable_params import apply_train_method
+from dreambooth_ray.run_changes import find_config_changes, find_resume_obstacles
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.optimizer import parameter_groups
@@ -65,9 +65,9 @@ def test_a_resumed_adapter_goes_on_bit_for_bit(
 def test_its_weights_count_in_the_prediction_of_memory(tiny_model: Path, kind: str) -> None:
     config = make_config("train.resolution=64", *KINDS[kind])
     parts = load_components(tiny_model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     num_trained = sum(p.numel() for p in parts.unet.parameters() if p.requires_grad)
-    footprint = estimate_footprint(config, tiny_model)
+    footprint = estimate_training_footprint(config, tiny_model)
     assert footprint.states_bytes == 12 * num_trained
     assert footprint.activations_bytes > 0
 
@@ -76,7 +76,7 @@ def test_the_second_matrix_has_a_rate_of_its_own(tiny_model: Path) -> None:
     config = make_config(*KINDS["loraplus"], "train.text_encoder=true", "train.lora.dora=true",
                          "train.text_encoder_lr=5e-5")  # fmt: skip
     parts = load_components(tiny_model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     module = DreamBoothModule(config, parts)
     names = {id(p): n for n, p in module.named_parameters()}
     for group in parameter_groups(config, module):
@@ -159,5 +159,5 @@ def test_what_a_checkpoint_does_not_fit_is_refused_on_resume(
     changes: tuple[str, ...], is_refused: bool
 ) -> None:
     stored, current = make_config(), make_config(*changes)
-    found = find_changes(stored.model_dump(mode="json"), current.model_dump(mode="json"))
-    assert bool(find_obstacles(stored, current, found, (), 2, 4)) == is_refused
+    found = find_config_changes(stored.model_dump(mode="json"), current.model_dump(mode="json"))
+    assert bool(find_resume_obstacles(stored, current, found, (), 2, 4)) == is_refused

@@ -15,12 +15,12 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.class_shapes import list_class_shapes
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured_subject
+from dreambooth_ray.data.subject import read_configured_photographs
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.model_functions import ImageFrame
-from dreambooth_ray.models.trainable_params import apply_method
-from dreambooth_ray.priors.prior_generation import committed_chunks, open_set
+from dreambooth_ray.models.trainable_params import apply_train_method
+from dreambooth_ray.priors.prior_generation import open_prior_set, read_committed_chunks
 from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.storage.store import Store
@@ -60,14 +60,14 @@ def shaped_priors(
 ) -> Store:
     """Class images in the shapes of the photographs."""
     config = make_config(mixed_photos, "train.batch_size=2")
-    shapes = list_class_shapes(config, read_configured_subject(config, config.subject))
+    shapes = list_class_shapes(config, read_configured_photographs(config, config.subject))
     spec = PriorSpec(
         "hash", ("a robot", "one robot"), SamplingParams(num_inference_steps=1), 64, 0, 2,
         shapes=shapes,
     )  # fmt: skip
-    store = open_set(Store(str(tmp_path_factory.mktemp("priors"))), spec)
+    store = open_prior_set(Store(str(tmp_path_factory.mktemp("priors"))), spec)
     worker = PriorWorker(str(tiny_model), store.uri, spec, gpu=False)
-    while numbers := missing_chunks(spec, NUM_CLASS_IMAGES, committed_chunks(store)):
+    while numbers := missing_chunks(spec, NUM_CLASS_IMAGES, read_committed_chunks(store)):
         for number in numbers:
             worker.generate(number)
     return store
@@ -82,7 +82,7 @@ def make_dataset(shaped_priors: Store, tiny_model: Path) -> Make:
         config: Config, rank: int = 0, world: int = 1, parts: Components | None = None
     ) -> TrainingDataset:
         parts = parts or load_components(tiny_model)
-        photographs = [read_configured_subject(config, config.subject)]
+        photographs = [read_configured_photographs(config, config.subject)]
         count = config.prior.num_images
         priors = PriorSet(shaped_priors, count) if count else None
         return TrainingDataset(config, parts, photographs, priors, (rank, world))
@@ -92,7 +92,7 @@ def make_dataset(shaped_priors: Store, tiny_model: Path) -> Make:
 
 def test_shapes_follow_the_photographs(mixed_photos: Path) -> None:
     config = make_config(mixed_photos, "train.batch_size=2")
-    photographs = read_configured_subject(config, config.subject)
+    photographs = read_configured_photographs(config, config.subject)
     assert [p.shape for p in photographs] == [(64, 64), (80, 48), (48, 80), (64, 64), (80, 48)]
     assert list_class_shapes(config, photographs) == ((48, 80), (64, 64), (80, 48))
     # Original height and width, corner, and the sides of what is seen.
@@ -101,13 +101,13 @@ def test_shapes_follow_the_photographs(mixed_photos: Path) -> None:
 
 def test_squares_of_one_size_need_no_shapes_of_their_own(photos: Path) -> None:
     config = make_config(photos)
-    assert list_class_shapes(config, read_configured_subject(config, config.subject)) == ()
+    assert list_class_shapes(config, read_configured_photographs(config, config.subject)) == ()
 
 
 def test_too_few_class_images_of_a_shape_are_refused(mixed_photos: Path) -> None:
     config = make_config(mixed_photos)
     with pytest.raises(ConfigError, match=r"prior\.count=10 makes 3 .* 3 shapes.*prior\.count=12"):
-        list_class_shapes(config, read_configured_subject(config, config.subject))
+        list_class_shapes(config, read_configured_photographs(config, config.subject))
 
 
 SIDES = ((8, 8), (6, 10), (10, 6))
@@ -118,7 +118,7 @@ def number_photographs(shape_indices: list[int], num_resolutions: int) -> Photog
 
     def number(index: int, shape: tuple[int, ...]) -> CachedImage:
         latents = torch.stack([torch.full(shape, float(index)), torch.zeros(shape)])
-        return CachedImage(latents[None], ("",), ImageFrame.of_whole(8, 8))
+        return CachedImage(latents[None], ("",), ImageFrame.of_whole_image(8, 8))
 
     images = [
         tuple(number(n, (1, SIDES[i][0] + k, SIDES[i][1] + k)) for k in range(num_resolutions))
@@ -249,7 +249,7 @@ def test_workers_and_parts_compute_what_one_worker_does(
     )  # fmt: skip
     config = make_config(mixed_photos, *overrides)
     parts = load_components(tiny_model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
 
     def make(rank: int, world: int, config: Config = config) -> TrainingDataset:
         return make_dataset(config, rank, world, parts)

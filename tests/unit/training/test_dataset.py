@@ -11,10 +11,14 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import Photograph, read_configured_subject, read_subject
+from dreambooth_ray.data.subject import (
+    Photograph,
+    read_configured_photographs,
+    read_subject_photographs,
+)
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.prompt_windows import tokenize_windows
-from dreambooth_ray.priors.prior_generation import open_set
+from dreambooth_ray.priors.prior_generation import open_prior_set
 from dreambooth_ray.priors.prior_spec import PriorSpec
 from dreambooth_ray.priors.prior_worker import PriorWorker
 from dreambooth_ray.sampling.adapted_network import AdaptedNetwork
@@ -45,7 +49,7 @@ def make_config(photos: Path, *overrides: str) -> Config:
 def prior_set(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Store:
     """Six committed class images."""
     store, spec = Store(str(tmp_path_factory.mktemp("priors"))), replace(TOY_SPEC, chunk_size=3)
-    set_store = open_set(store, spec)
+    set_store = open_prior_set(store, spec)
     worker = PriorWorker(str(toy_model), set_store.uri, spec, gpu=False)
     for number in range(2):
         worker.generate(number)
@@ -57,7 +61,9 @@ def make_dataset(prior_set: Store, parts: Components) -> Callable[..., TrainingD
     def make(
         config: Config, rank: int = 0, world: int = 1, parts: Components = parts
     ) -> TrainingDataset:
-        photographs = [read_configured_subject(config, subject) for subject in config.all_subjects]
+        photographs = [
+            read_configured_photographs(config, subject) for subject in config.all_subjects
+        ]
         priors = PriorSet(prior_set, config.prior.num_images) if config.prior.num_images else None
         return TrainingDataset(config, parts, photographs, priors, (rank, world))
 
@@ -124,7 +130,7 @@ def test_latents_are_resampled_from_the_posterior_of_the_image(
 ) -> None:
     dataset = make_dataset(make_config(photos))
     rule = ShapeRule.of_square(64)
-    pool = encode_photographs(parts, read_subject(photos, "x", rule), flip=False)
+    pool = encode_photographs(parts, read_subject_photographs(photos, "x", rule), flip=False)
     mean, std = torch.stack([views[0].latents[0] for views in pool.images]).unbind(dim=1)
     for step in range(6):
         batch = dataset.make_batch(step)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory.training_memory import estimate_training_footprint
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.batch import Batch
@@ -43,7 +43,7 @@ def masked_photos(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         (folder / path.name).write_bytes(path.read_bytes())
     for path in paths[:-1]:
         mask = Image.new("L", Image.open(path).size)
-        ImageDraw.Draw(mask).ellipse_points((20, 25, 71, 79), fill=255)
+        ImageDraw.Draw(mask).ellipse((20, 25, 71, 79), fill=255)
         mask.save(folder / f"{path.stem}.mask.png")
     return folder
 
@@ -210,5 +210,5 @@ def test_memory_counts_the_copy(tiny_model: Path) -> None:
     text = "subject: {photos: p, class_noun: dog}"
     kept = parse_config(text, "x", [*KEPT, "train.method=full"])
     plain = parse_config(text, "x", ["train.method=full"])
-    frozen = [estimate_footprint(c, tiny_model).frozen_bytes for c in (kept, plain)]
+    frozen = [estimate_training_footprint(c, tiny_model).frozen_bytes for c in (kept, plain)]
     assert frozen[0] > frozen[1]

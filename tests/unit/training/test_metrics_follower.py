@@ -35,12 +35,12 @@ def write_steps(
     run: Store, num_steps: int, loss: float = 0.5, unfinished: str = "", lease: int = 1
 ) -> None:
     lines = [json.dumps({"step": s, "loss": loss}) + "\n" for s in range(1, num_steps + 1)]
-    name = fence.numbered(paths.METRICS, lease)
+    name = fence.numbered_file_name(paths.METRICS, lease)
     run.write(name, ("".join(lines) + unfinished).encode())
 
 
 def read_step(follower: MetricsFollower) -> int | None:
-    latest = follower.read_latest()
+    latest = follower.read_latest_metrics()
     return latest["step"] if latest else None
 
 
@@ -65,7 +65,7 @@ def test_a_resumed_runs_lines_are_read_anew(run: CountingStore, num_steps: int) 
     write_steps(run, 10)
     assert read_step(follower) == 10
     write_steps(run, num_steps, loss=0.25)
-    assert follower.read_latest() == {"step": num_steps, "loss": 0.25}
+    assert follower.read_latest_metrics() == {"step": num_steps, "loss": 0.25}
 
 
 def test_a_file_that_is_still_empty_has_no_step(run: CountingStore) -> None:
@@ -81,6 +81,6 @@ def test_another_holders_lines_are_followed(run: CountingStore, is_older_removed
     write_steps(run, 8, loss=0.25, lease=2)
     if is_older_removed:
         run.remove_file(paths.METRICS)
-    assert follower.read_latest() == {"step": 8, "loss": 0.25}
+    assert follower.read_latest_metrics() == {"step": 8, "loss": 0.25}
     write_steps(run, 12)
     assert read_step(follower) == 8

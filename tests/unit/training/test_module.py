@@ -8,7 +8,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.callbacks.samples import PromptSampler
 from dreambooth_ray.training.module import DreamBoothModule
@@ -17,7 +17,7 @@ from dreambooth_ray.training.module import DreamBoothModule
 def module_of(model: Path, *overrides: str) -> DreamBoothModule:
     config = parse_config("subject: {photos: p, class_noun: robot}", "x", list(overrides))
     parts = load_components(model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     return DreamBoothModule(config, parts)
 
 

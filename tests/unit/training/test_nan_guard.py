@@ -11,7 +11,7 @@ from dreambooth_ray.errors import DataError
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import nan_guard
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
-from dreambooth_ray.training.checkpoint.download import restore_newest
+from dreambooth_ray.training.checkpoint.download import download_newest_checkpoint
 from dreambooth_ray.training.metrics_log import SKIPPED, read_metrics
 from tests.unit.training.fitted import Fitted
 
@@ -29,7 +29,7 @@ def test_a_step_without_a_gradient_that_is_a_number_is_skipped_and_counted(
     assert [r.get(SKIPPED) for r in records] == [None, 1, 1, 1, 2]
     assert [math.isfinite(r["grad_norm"]) for r in records] == [True, False, True, True, False]
     # The checkpoint of a skipped step is a good one.
-    checkpoint = restore_newest(run, tmp_path / "restored")
+    checkpoint = download_newest_checkpoint(run, tmp_path / "restored")
     assert checkpoint is not None
     assert checkpoint.step == 5
     parts = load_trained_weights(checkpoint.state)
@@ -46,7 +46,7 @@ def test_too_many_in_a_row_end_the_run_with_their_cause(
             tiny_model, photos, priors, "train.steps=9", "checkpoint.every=4", track=run, keep=True
         )
     # What was written before is whole, and a resume finds finite weights.
-    checkpoint = restore_newest(run, tmp_path / "restored")
+    checkpoint = download_newest_checkpoint(run, tmp_path / "restored")
     assert checkpoint is not None
     assert checkpoint.step == 4
     parts = load_trained_weights(checkpoint.state)

@@ -7,7 +7,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.optimizer import (
     ExponentialMovingAverage,
@@ -39,7 +39,7 @@ def test_weights_are_grouped_by_rate(tiny_model: Path) -> None:
         "train.text_encoder_lr=1e-6", "identifier.kind=learned", "identifier.lr=1e-3"
     )
     parts = load_components(tiny_model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     module = DreamBoothModule(config, parts)
     groups = {g["lr"]: g for g in parameter_groups(config, module)}
     assert set(groups) == {5e-6, 1e-6, 1e-3}

@@ -10,9 +10,9 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory.training_memory import estimate_training_footprint
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
 from dreambooth_ray.training.module import DreamBoothModule
@@ -61,7 +61,7 @@ def test_the_prediction_of_memory_has_what_the_optimizer_keeps(
 ) -> None:
     config = make_config(*settings_of(optimizer), f"train.method={method}", "train.resolution=64")
     parts = load_components(tiny_model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     module = DreamBoothModule(config, parts)
     trained = [weight for weight in module.parameters() if weight.requires_grad]
     step: Any = module.configure_optimizers()["optimizer"]
@@ -75,7 +75,7 @@ def test_the_prediction_of_memory_has_what_the_optimizer_keeps(
         if isinstance(value, torch.Tensor) and value.dim()
     )
     weights_bytes = sum(weight.nbytes for weight in trained)
-    predicted_bytes = estimate_footprint(config, tiny_model).states_bytes
+    predicted_bytes = estimate_training_footprint(config, tiny_model).states_bytes
     assert predicted_bytes == pytest.approx(weights_bytes + kept_bytes, rel=0.01)
 
 
@@ -98,7 +98,7 @@ def test_an_average_is_looked_at_and_bundled_and_changes_no_step(
     averages = dict(average.weights)
     assert averages.keys() == plain.weights.keys()
     assert not any(torch.equal(w, averages[n]) for n, w in plain.weights.items())
-    with plain.module.averaged_weights():
+    with plain.module.using_averaged_weights():
         assert all(torch.equal(w, averages[n]) for n, w in plain.weights.items())
     plain.trainer.save_checkpoint(tmp_path / "last.ckpt")
     bundled = load_trained_weights(tmp_path / "last.ckpt")["unet"]
@@ -113,11 +113,11 @@ def test_the_first_step_of_an_average_is_the_weights_themselves(tiny_model: Path
     settings_of("schedulefree-adamw")
     config = make_config(SCHEDULE_FREE)
     parts = load_components(tiny_model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     module = DreamBoothModule(config, parts)
     module.configure_optimizers()
     before = [weight.detach().clone() for weight in module.parameters()]
-    with module.averaged_weights():
+    with module.using_averaged_weights():
         assert all(map(torch.equal, module.parameters(), before))
 
 

@@ -10,14 +10,14 @@ from torch.nn import functional as F
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured_subject
+from dreambooth_ray.data.subject import read_configured_photographs
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.module import DreamBoothModule
-from dreambooth_ray.training.prediction_errors import PredictionErrors
+from dreambooth_ray.training.prediction_errors import PredictionErrorCalculator
 from tests.unit.training.fitted import SMALL, Fitted
 
 METHODS = {
@@ -37,9 +37,9 @@ def make_step(
     text = f"subject: {{photos: {photos}, class_noun: robot}}"
     config = parse_config(text, "x", [*SMALL, "prior.kind=output", *overrides])
     parts = load_components(model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     class_images = PriorSet(priors, config.prior.num_images) if config.prior.num_images else None
-    photographs = read_configured_subject(config, config.subject)
+    photographs = read_configured_photographs(config, config.subject)
     dataset = TrainingDataset(config, parts, [photographs], class_images, (0, 1))
     module = DreamBoothModule(config, parts)
     return module, parts, dataset.make_batch(0)
@@ -144,7 +144,7 @@ def test_a_gpu_computes_the_same_in_one_forward(
     module, _, batch = make_step(tiny_model, photos, priors, "prior.kind=both")
     move_weights(module)
     _, apart = module.compute_loss(batch)
-    monkeypatch.setattr(PredictionErrors, "_is_on_gpu", lambda *_: True)
+    monkeypatch.setattr(PredictionErrorCalculator, "_is_on_gpu", lambda *_: True)
     _, joined = module.compute_loss(batch)
     assert joined.tolist() == pytest.approx(apart.tolist(), rel=1e-5)
 

@@ -28,14 +28,14 @@ def notice_of(*hosts: str, in_s: float | None = None) -> PreemptionInfo:
 def test_each_host_is_told_once_and_asked_for_every_few_seconds() -> None:
     clock, notices = Clock(), [None, notice_of("a", in_s=60.5), notice_of("a"), notice_of("a", "b")]
     notice = PreemptionWatcher(lambda: notices.pop(0), clock)
-    assert not notice.is_time_to_ask
+    assert not notice.is_check_due
     clock.now_s = 6.0
-    assert notice.is_time_to_ask
-    assert notice.ask() is None
-    assert not notice.is_time_to_ask
-    assert notice.ask() == "1 of the run's hosts will be taken away in 60 s"
-    assert notice.ask() is None
-    assert notice.ask() == "1 of the run's hosts will be taken away"
+    assert notice.is_check_due
+    assert notice.check_for_notice() is None
+    assert not notice.is_check_due
+    assert notice.check_for_notice() == "1 of the run's hosts will be taken away in 60 s"
+    assert notice.check_for_notice() is None
+    assert notice.check_for_notice() == "1 of the run's hosts will be taken away"
 
 
 @pytest.mark.parametrize("read_every", [1, 3])

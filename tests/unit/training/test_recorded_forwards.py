@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.models.components import Components
-from dreambooth_ray.training.recorded_forwards import RecordedForwards
+from dreambooth_ray.training.recorded_forwards import StepForwards
 from tests.unit.training.fitted import SMALL
 
 WIDTHS = range(8, 8 + 9 * 8, 8)
@@ -42,5 +42,5 @@ def test_blocks_of_many_widths_are_compiled(
     config = parse_config(
         "subject: {photos: p, class_noun: robot}", "x", [*SMALL, "train.compile=blocks"]
     )
-    RecordedForwards(config, toy_parts.functions, network, {})
+    StepForwards(config, toy_parts.functions, network, {})
     torch.testing.assert_close(network(inputs), plain)

@@ -9,8 +9,8 @@ from dreambooth_ray.training import restarts
 from dreambooth_ray.training.restarts import (
     RestartPolicy,
     RestartRecorder,
-    cause_of,
-    is_outage,
+    describe_failure_cause,
+    is_infrastructure_failure,
     read_restarts,
 )
 from dreambooth_ray.training.worker_messages import read_new_messages
@@ -51,7 +51,7 @@ def test_an_own_error_without_a_kind_is_tried_once_more() -> None:
 )
 def test_outages_count_by_attempts_without_progress(failure: Exception) -> None:
     policy = RestartPolicy(2)
-    assert is_outage(failure)
+    assert is_infrastructure_failure(failure)
     assert [policy.should_restart([failure], step) for step in (0, 0)] == [True, True]
     assert [policy.should_restart([failure], step) for step in (10, 10)] == [True, True]
     assert not policy.should_restart([failure], 10)
@@ -62,10 +62,13 @@ def test_no_restarts_are_made_where_none_are_wanted() -> None:
 
 
 def test_the_cause_is_the_death_and_not_what_others_had_of_it() -> None:
-    assert cause_of([LOST_PEER, DEAD]).startswith("a worker died (ActorDiedError)")
-    assert cause_of([BUG]) == "ValueError: operands of shape (2, 3)"
-    assert cause_of([LOST_PEER]).startswith("RuntimeError: [gloo")
-    assert cause_of([StorageError("s3://b does not\nanswer")]) == "s3://b does not answer"
+    assert describe_failure_cause([LOST_PEER, DEAD]).startswith("a worker died (ActorDiedError)")
+    assert describe_failure_cause([BUG]) == "ValueError: operands of shape (2, 3)"
+    assert describe_failure_cause([LOST_PEER]).startswith("RuntimeError: [gloo")
+    assert (
+        describe_failure_cause([StorageError("s3://b does not\nanswer")])
+        == "s3://b does not answer"
+    )
 
 
 def test_restarts_are_written_down_and_said() -> None:

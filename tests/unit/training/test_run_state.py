@@ -86,8 +86,8 @@ def test_its_evaluations_end_it_and_select(run: CountingStore) -> None:
     write_early_end_step(run, 30)
     write_selection(run, CheckpointSelection(20, (10, 20, 30), True))
     state = read_run_state(run, config_of(*BEST))
-    assert (state.last_step, state.reason, state.bundle_step) == (30, "stalled", 20)
-    assert read_run_state(run, config_of()).bundle_step == 30
+    assert (state.last_step, state.reason, state.bundled_checkpoint_step) == (30, "stalled", 20)
+    assert read_run_state(run, config_of()).bundled_checkpoint_step == 30
 
 
 @pytest.mark.parametrize("is_bundled", [False, True])

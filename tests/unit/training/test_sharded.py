@@ -13,12 +13,12 @@ from torch import distributed
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.trainable_params import apply_method, load_trainable_params
+from dreambooth_ray.models.trainable_params import apply_train_method, load_trainable_params
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import nan_guard
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
 from dreambooth_ray.training.metrics_log import SKIPPED
-from dreambooth_ray.training.zero import ZeroPrecision
+from dreambooth_ray.training.zero_strategy import ZeroPrecision
 from tests.unit.training.fitted import SMALL, Fitted
 
 FSDP2 = "train.strategy=fsdp2"
@@ -52,7 +52,7 @@ def test_what_is_frozen_is_in_no_sharded_checkpoint_and_a_resume_goes_on_from_it
     text = f"subject: {{photos: {photos}, class_noun: robot}}"
     config = parse_config(text, "x", [*SMALL, *overrides])
     parts = load_components(tiny_model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     load_trainable_params(parts, weights)  # raises for a weight too many or too few
     resumed = Fitted(tiny_model, photos, priors, *overrides, resume=tmp_path / "state.ckpt")
     assert resumed.watch.records == full_run.watch.records[2:]

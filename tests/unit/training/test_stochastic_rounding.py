@@ -13,16 +13,16 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.memory.training_memory import estimate_footprint
+from dreambooth_ray.memory.training_memory import estimate_training_footprint
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import stochastic_rounding
 from dreambooth_ray.training.module import DreamBoothModule
 from dreambooth_ray.training.nan_guard import SKIPPED
 from dreambooth_ray.training.stochastic_rounding import (
-    StochasticRounding,
-    compute_norm,
+    StochasticRoundingOptimizer,
+    compute_gradient_norm,
     round_stochastically,
 )
 from tests.unit.training.fitted import Fitted
@@ -43,7 +43,7 @@ def make_config(*overrides: str) -> Config:
 def make_module(model: Path, *overrides: str) -> DreamBoothModule:
     config = make_config("train.resolution=64", *overrides)
     parts = load_components(model)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     return DreamBoothModule(config, parts)
 
 
@@ -54,7 +54,7 @@ def test_small_steps_are_lost_to_the_nearest_and_kept_in_the_mean() -> None:
         weight = nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
         optimizer: torch.optim.Optimizer = torch.optim.SGD([weight], lr=1e-4)
         if is_rounded:
-            optimizer = StochasticRounding(optimizer, 0)
+            optimizer = StochasticRoundingOptimizer(optimizer, 0)
         for _ in range(200):
             weight.grad = -torch.ones_like(weight)
             optimizer.step()
@@ -158,7 +158,7 @@ def test_another_seed_rounds_otherwise() -> None:
     for seed in (0, 0, 1):
         weight = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
         weight.grad = torch.ones_like(weight)
-        optimizer = StochasticRounding(torch.optim.SGD([weight], lr=2e-3), seed)
+        optimizer = StochasticRoundingOptimizer(torch.optim.SGD([weight], lr=2e-3), seed)
         optimizer.step()
         weights.append(weight.detach())
     assert torch.equal(weights[0], weights[1])
@@ -190,7 +190,7 @@ def test_the_prediction_of_memory_has_halved_weights(tiny_model: Path, optimizer
         if isinstance(value, Tensor) and value.dim()
     )  # fmt: skip
     footprints = [
-        estimate_footprint(make_config(*settings, *overrides), tiny_model)
+        estimate_training_footprint(make_config(*settings, *overrides), tiny_model)
         for overrides in (ROUNDED, ROUNDED[:1])
     ]
     assert footprints[0].states_bytes == pytest.approx(weights_bytes + kept_bytes, rel=0.01)
@@ -200,7 +200,7 @@ def test_the_prediction_of_memory_has_halved_weights(tiny_model: Path, optimizer
 def test_a_norm_has_the_digits_of_float32() -> None:
     gradients = [torch.full((300,), 0.1), torch.full((77,), 0.1, dtype=torch.bfloat16)]
     expected = torch.cat([g.double() for g in gradients]).norm()
-    assert float(compute_norm(gradients)) == pytest.approx(float(expected), rel=1e-6)
+    assert float(compute_gradient_norm(gradients)) == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from dreambooth_ray.config.load import parse_config
-from dreambooth_ray.training.own_paths import OwnPathsMixin
+from dreambooth_ray.training.own_paths import HostCheckpointPathMixin
 from dreambooth_ray.training.strategy import (
     DirectCheckpointIO,
     ReplicatedStrategy,
@@ -76,7 +76,7 @@ class FirstWorkersStrategy(SingleDeviceStrategy):
         self.saved_to = self.broadcast(filepath)
 
 
-class OwnStrategy(OwnPathsMixin, FirstWorkersStrategy):
+class OwnStrategy(HostCheckpointPathMixin, FirstWorkersStrategy):
     pass
 
 

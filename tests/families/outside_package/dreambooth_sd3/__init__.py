@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.models.empty_network_checks import check_networks
-from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart, t5_encoder
+from dreambooth_ray.models.family import ModelFamily, Part, TextEncoderPart, make_t5_encoder_part
 from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.pipeline_checks import check_parts
@@ -41,7 +41,7 @@ FAMILY = ModelFamily(
     title="Stable Diffusion 3",
     pipeline_classes=("StableDiffusion3Pipeline",),
     denoiser=Part("transformer", "diffusers", "SD3Transformer2DModel"),
-    text_encoders=(_clip(""), _clip("_2"), t5_encoder("_3")),
+    text_encoders=(_clip(""), _clip("_2"), make_t5_encoder_part("_3")),
     process="flow",
     functions="dreambooth_sd3.functions:StableDiffusion3Functions",
     check=_check,

@@ -17,7 +17,7 @@ from dreambooth_ray.models.flow_functions import FlowFunctions
 from dreambooth_ray.models.model_functions import TextForwards
 from dreambooth_ray.models.network_functions import NetworkFunction
 from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
-from dreambooth_ray.models.t5_text import tokenize_t5
+from dreambooth_ray.models.t5_tokens import tokenize_t5
 from dreambooth_ray.objective.forward_process import FlowProcess, ForwardProcess
 from dreambooth_sd3 import NUM_TOKENS, PATCH
 

@@ -13,7 +13,7 @@ SETTINGS = (*LORA, *FP32, "train.text_encoder=false")
 
 def test_a_fleet_takes_the_steps_of_its_subjects_alone() -> None:
     case = fleet_cases.FleetCase(2, SETTINGS)
-    trainer = fleet_cases.make_trainer(case, TINY, CPU, 9)
+    trainer = fleet_cases.make_slot_trainer(case, TINY, CPU, 9)
     losses = torch.stack([fleet_cases.take_step(trainer)[1] for _ in range(9)])
     # As many steps: five to warm up, one that is timed, three that are counted.
     alone = OurTraining(TrainingCase("alone", (*SETTINGS, "seed=1")), TINY, CPU, 1)

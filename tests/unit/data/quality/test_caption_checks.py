@@ -5,7 +5,7 @@ from PIL import Image
 
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.quality.caption_checks import check_captions
-from dreambooth_ray.data.quality.issue import QualityIssue
+from dreambooth_ray.data.quality.quality_issue import QualityIssue
 
 
 def check(folder: Path, *captions: str | bytes | None) -> list[QualityIssue]:

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from dreambooth_ray.data.quality.exposure import Exposure, measure_exposure, measure_noise
-from dreambooth_ray.data.quality.photo import measure_image
+from dreambooth_ray.data.quality.measured_photo import measure_image
 from dreambooth_ray.data.quality.photo_checks import check_photo
 
 

@@ -7,10 +7,10 @@ from PIL import Image, ImageFilter, ImageOps
 
 from dreambooth_ray.data.quality import measurements
 from dreambooth_ray.data.quality.inspection import InspectionReport, inspect_photographs
-from dreambooth_ray.data.quality.photo import measure_image
+from dreambooth_ray.data.quality.measured_photo import measure_image
 from dreambooth_ray.data.quality.sharpness import Sharpness
 from dreambooth_ray.errors import DataError
-from dreambooth_ray.evaluation.quality_page import doctor_page
+from dreambooth_ray.evaluation.quality_page import render_quality_page
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
 
@@ -114,7 +114,7 @@ def test_captions_are_read(folder: Path) -> None:
 
 def test_the_page_escapes_names_and_holds_its_images(folder: Path) -> None:
     (folder / "00.png").rename(folder / "<b>&.png")
-    page = doctor_page(inspect_photographs(folder, 512))
+    page = render_quality_page(inspect_photographs(folder, 512))
     assert "&lt;b&gt;&amp;.png" in page
     assert "<b>&" not in page
     assert (
@@ -133,9 +133,9 @@ def test_an_even_image_has_numbers_all_the_same(colour: tuple[int, int, int]) ->
     photo = measure_image("even", Image.new("RGB", (40, 90), colour))
     assert photo.sharpness == Sharpness(0.0, 1.0)
     assert photo.extent == (0.0, 0.0)
-    assert photo.bars.facing_width_share == photo.noise == 0
+    assert photo.bars.facing_bar_share == photo.noise == 0
     assert photo.region.source == "frame"
-    assert np.isfinite(measurements.rim_colour(photo.image)).all()
+    assert np.isfinite(measurements.measure_rim_colours(photo.image)).all()
 
 
 def test_what_was_measured_and_where_is_said(folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_what_was_measured_and_where_is_said(folder: Path) -> None:
     first.filter(ImageFilter.GaussianBlur(6)).save(folder / "00.png")
     (blur,) = [f for f in inspect_photographs(folder, 256).issues if f.check == "blur"]
     assert blur.value < blur.bound
-    measured = blur.describe_measurement()
+    measured = blur.describe_measured_value()
     assert measured.startswith(f"steepness of edges, 1/px: {blur.value:g}, bound 0.21, in")
     assert "% of the frame" in measured
 

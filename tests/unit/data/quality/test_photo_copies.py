@@ -6,8 +6,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from benchmarks import photograph_faults as faults
 from dreambooth_ray.data.quality.inspection import MIN_DUPLICATE_SHARE
-from dreambooth_ray.data.quality.photo import measure_image
-from dreambooth_ray.data.quality.photo_copies import Likeness, compare_photographs
+from dreambooth_ray.data.quality.measured_photo import measure_image
+from dreambooth_ray.data.quality.photo_copies import PhotoLikeness, compare_photographs
 
 SIZE = (320, 256)
 
@@ -32,11 +32,11 @@ def _scatter(
         x, y = rng.integers(box[:2], box[2:])
         w, h = rng.integers(6, largest_px, 2)
         colour = tuple(int(v) for v in rng.integers(0, 255, 3))
-        shape = pen.ellipse_points if k % 2 else pen.rectangle
+        shape = pen.ellipse if k % 2 else pen.rectangle
         shape((int(x), int(y), int(x + w), int(y + h)), fill=colour)
 
 
-def compare(one: Image.Image, other: Image.Image) -> Likeness | None:
+def compare(one: Image.Image, other: Image.Image) -> PhotoLikeness | None:
     signatures = [measure_image("", image).signature for image in (one, other)]
     return compare_photographs(signatures[0], signatures[1])
 

@@ -13,7 +13,7 @@ def scene(side_px: int = 256) -> Image.Image:
     pen, rng = ImageDraw.Draw(image), np.random.default_rng(4)
     for k in range(40):
         x, y, r = (int(v) for v in rng.integers((0, 0, 6), (side_px, side_px, 24)))
-        shape = pen.ellipse_points if k % 2 else pen.rectangle
+        shape = pen.ellipse if k % 2 else pen.rectangle
         shape((x, y, x + r, y + r), fill=int(rng.integers(0, 255)))
     return image.filter(ImageFilter.GaussianBlur(0.6))
 

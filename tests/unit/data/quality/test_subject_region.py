@@ -31,7 +31,7 @@ def test_a_mask_goes_before_what_stands_out_and_an_empty_one_is_none() -> None:
     mask.paste(255, (0, 0, 25, 20))
     region = find_subject_region(ring_on_grey(), mask)
     assert region.source == "mask"
-    assert region.share == pytest.approx(0.25, abs=0.01)
+    assert region.frame_share == pytest.approx(0.25, abs=0.01)
     assert region.inside[:78, :98].all()
     assert find_subject_region(ring_on_grey(), Image.new("L", (50, 40))).source != "mask"
 

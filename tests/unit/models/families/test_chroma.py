@@ -21,9 +21,9 @@ def parts(base: Path) -> Components:
 def test_one_token_of_padding_is_read_behind_a_prompt(parts: Components) -> None:
     encode, tokenizer = parts.functions.encode_prompt, parts.tokenizer
     ids = tokenizer("a robot").input_ids
-    row = encode(parts, parts.text_forwards, "a robot")["hidden"]
+    row = encode(parts, parts.text_forward_functions, "a robot")["hidden"]
     assert row.shape == (1, len(ids) + 1, 16)
     alone = parts.text_encoder(torch.tensor([ids])).last_hidden_state
     assert torch.allclose(row[:, :-1], alone, atol=1e-5)
     with pytest.raises(ConfigError, match=r"the prompt 'robot robot.* takes 6\d\d tokens"):
-        encode(parts, parts.text_forwards, "robot " * 100)
+        encode(parts, parts.text_forward_functions, "robot " * 100)

@@ -10,7 +10,7 @@ from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.families.flux1_functions import TRAINING_GUIDANCE
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_checks import check_method
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings, embed_rows
@@ -34,7 +34,7 @@ def test_schnell_is_sampled_without_guidance_and_never_trained(schnell: Path) ->
     with pytest.raises(ConfigError, match=r"FLUX.1 schnell: it is distilled.*train FLUX.1-dev"):
         check_method(parse_config(RECIPE, "x", []), schnell)
     parts = load_components(schnell)
-    row = parts.functions.encode_prompt(parts, parts.text_forwards, "a robot")
+    row = parts.functions.encode_prompt(parts, parts.text_forward_functions, "a robot")
     assert row["hidden"].shape[1] == 256
     assert "guidance" not in row.tensors
     engine = Engine(parts)
@@ -80,30 +80,30 @@ def test_t5_reads_a_prompt_whole_or_refuses_it(dev: Path) -> None:
     parts = load_components(dev)
     encode = parts.functions.encode_prompt
     first, second = (
-        encode(parts, parts.text_forwards, "robot " * 80 + end) for end in ("red", "blue")
+        encode(parts, parts.text_forward_functions, "robot " * 80 + end) for end in ("red", "blue")
     )
     assert first["hidden"].shape == (1, 512, 16)
     assert torch.equal(first["pooled"], second["pooled"])
     assert not torch.equal(first["hidden"], second["hidden"])
     with pytest.raises(ConfigError, match=r"'robot robot.* takes 6\d\d tokens.*reads 512"):
-        encode(parts, parts.text_forwards, "robot " * 100)
+        encode(parts, parts.text_forward_functions, "robot " * 100)
 
 
 def test_training_tells_the_script_s_guidance_and_sampling_the_request_s(dev: Path) -> None:
     parts = load_components(dev)
-    row = parts.functions.encode_prompt(parts, parts.text_forwards, "a robot")
+    row = parts.functions.encode_prompt(parts, parts.text_forward_functions, "a robot")
     assert row["guidance"].tolist() == [TRAINING_GUIDANCE]
     assert parts.functions.tell_guidance(row, 2.0)["guidance"].tolist() == [2.0]
 
 
 def test_clip_is_trained_and_t5_is_read_once(dev: Path) -> None:
     parts = load_components(dev)
-    apply_method(parse_config(RECIPE, "x", ["train.text_encoder=false"]), parts)
+    apply_train_method(parse_config(RECIPE, "x", ["train.text_encoder=false"]), parts)
     encoded = CaptionEmbeddings(parts, ["a robot", "a cat"]).conditioning
     config = parse_config(RECIPE, "x", ["train.text_encoder=true"])
     check_method(config, dev)
     parts = load_components(dev)
-    apply_method(config, parts)
+    apply_train_method(config, parts)
     captions = CaptionEmbeddings(parts, ["a robot", "a cat"])
     assert captions.tokens is not None
     assert encoded is not None

@@ -6,7 +6,7 @@ import torch
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.kept_processor import keep_processor
+from dreambooth_ray.models.multimodal_processor import keep_multimodal_processor
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from tests.families.tiny_models import build_tiny
@@ -24,7 +24,7 @@ def parts(base: Path) -> Components:
 
 def test_guidance_is_an_input_and_told_in_training(parts: Components) -> None:
     functions = parts.functions
-    conditioning = functions.encode_prompt(parts, parts.text_forwards, "a robot")
+    conditioning = functions.encode_prompt(parts, parts.text_forward_functions, "a robot")
     assert conditioning["guidance"].tolist() == [3.5]
     assert functions.tell_guidance(conditioning, 2.0)["guidance"].tolist() == [2.0]
     engine = Engine(parts)
@@ -34,16 +34,21 @@ def test_guidance_is_an_input_and_told_in_training(parts: Components) -> None:
 
 def test_a_prompt_is_taken_whole_or_refused(parts: Components) -> None:
     encode = parts.functions.encode_prompt
-    assert encode(parts, parts.text_forwards, "robot " * 40)["hidden"].shape == (1, 512, 24)
+    assert encode(parts, parts.text_forward_functions, "robot " * 40)["hidden"].shape == (
+        1,
+        512,
+        24,
+    )
     with pytest.raises(ConfigError, match=r"the prompt 'robot robot.* takes [67]\d\d tokens"):
-        encode(parts, parts.text_forwards, "robot " * 90)
+        encode(parts, parts.text_forward_functions, "robot " * 90)
 
 
 def test_marks_of_images_are_left_out_of_prompts(parts: Components) -> None:
     """As in diffusers' pipeline: nothing would be shown where they stand."""
     encode = parts.functions.encode_prompt
     plain, marked = (
-        encode(parts, parts.text_forwards, text)["hidden"] for text in ("a robot", "a[IMG] robot")
+        encode(parts, parts.text_forward_functions, text)["hidden"]
+        for text in ("a robot", "a[IMG] robot")
     )
     assert torch.equal(plain, marked)
 
@@ -60,7 +65,7 @@ def test_a_message_begins_once_whoever_marks_its_beginning(base: Path, parts: Co
 
 def test_bundles_keep_the_processor(base: Path, parts: Components, tmp_path: Path) -> None:
     pipeline = parts.functions.build_pipeline(parts, base)
-    keep_processor(pipeline, "tokenizer", base)
+    keep_multimodal_processor(pipeline, "tokenizer", base)
     pipeline.save_config(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["tokenizer"] == ["transformers", "PixtralProcessor"]

@@ -38,6 +38,10 @@ def test_a_distilled_model_is_sampled_without_guidance_and_never_trained(distill
 def test_a_prompt_is_taken_whole_or_refused(base: Path) -> None:
     parts = load_components(base)
     encode = parts.functions.encode_prompt
-    assert encode(parts, parts.text_forwards, "robot " * 60)["hidden"].shape == (1, 512, 24)
+    assert encode(parts, parts.text_forward_functions, "robot " * 60)["hidden"].shape == (
+        1,
+        512,
+        24,
+    )
     with pytest.raises(ConfigError, match=r"the prompt 'robot robot.* takes 6\d\d tokens"):
-        encode(parts, parts.text_forwards, "robot " * 100)
+        encode(parts, parts.text_forward_functions, "robot " * 100)

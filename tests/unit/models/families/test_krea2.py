@@ -62,7 +62,7 @@ def test_the_layer_of_one_number_takes_the_rank_of_all(base: Path) -> None:
 
 
 def test_text_is_what_the_index_says_of_layers(base: Path, parts: Components) -> None:
-    hidden = parts.functions.encode_prompt(parts, parts.text_forwards, "a robot")["hidden"]
+    hidden = parts.functions.encode_prompt(parts, parts.text_forward_functions, "a robot")["hidden"]
     assert hidden.shape[2:] == (3, 8)
     index = json.loads((base / "model_index.json").read_text())
     pipeline = parts.functions.build_pipeline(parts, base)
@@ -74,7 +74,9 @@ def test_padding_changes_no_number(base: Path, parts: Components) -> None:
     pipeline: Any = parts.functions.build_pipeline(parts, base)
     with torch.no_grad():
         padded, is_token = pipeline.get_text_hidden_states("a red robot")
-        hidden = parts.functions.encode_prompt(parts, parts.text_forwards, "a red robot")["hidden"]
+        hidden = parts.functions.encode_prompt(parts, parts.text_forward_functions, "a red robot")[
+            "hidden"
+        ]
     assert padded.shape[1] > hidden.shape[1]
     assert (padded[is_token] - hidden[0]).abs().max() <= 1e-5
 
@@ -82,16 +84,18 @@ def test_padding_changes_no_number(base: Path, parts: Components) -> None:
 def test_a_prompt_is_taken_whole_or_refused(parts: Components) -> None:
     encode = parts.functions.encode_prompt
     short, longer = (
-        encode(parts, parts.text_forwards, "robot " * count)["hidden"] for count in (1, 40)
+        encode(parts, parts.text_forward_functions, "robot " * count)["hidden"] for count in (1, 40)
     )
     assert longer.shape[1] - short.shape[1] == 6 * 39
     with pytest.raises(ConfigError, match=r"the prompt 'robot robot.* takes 6\d\d tokens"):
-        encode(parts, parts.text_forwards, "robot " * 90)
+        encode(parts, parts.text_forward_functions, "robot " * 90)
 
 
 def test_rows_of_several_lengths_are_padded_and_marked(parts: Components) -> None:
     encode = parts.functions.encode_prompt
-    rows = [encode(parts, parts.text_forwards, text) for text in ("a robot", "a red robot")]
+    rows = [
+        encode(parts, parts.text_forward_functions, text) for text in ("a robot", "a red robot")
+    ]
     assert "is_token" not in parts.functions.join_rows(rows[:1] * 2).tensors
     joined = parts.functions.join_rows(rows)
     lengths = [row["hidden"].shape[1] for row in rows]

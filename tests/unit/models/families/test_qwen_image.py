@@ -28,24 +28,27 @@ def test_sides_are_whole_tokens(base: Path) -> None:
 def test_a_prompt_is_taken_whole_or_refused(parts: Components) -> None:
     encode = parts.functions.encode_prompt
     short, longer = (
-        encode(parts, parts.text_forwards, "robot " * count)["hidden"] for count in (1, 130)
+        encode(parts, parts.text_forward_functions, "robot " * count)["hidden"]
+        for count in (1, 130)
     )
     assert longer.shape[1] - short.shape[1] == 6 * 129
     with pytest.raises(ConfigError, match=r"the prompt 'robot robot.* takes 1\d\d\d tokens"):
-        encode(parts, parts.text_forwards, "robot " * 200)
+        encode(parts, parts.text_forward_functions, "robot " * 200)
 
 
 def test_what_was_encoded_before_does_not_matter(parts: Components) -> None:
     """The encoder keeps positions of what it has read."""
     encode = parts.functions.encode_prompt
-    first = encode(parts, parts.text_forwards, "a red robot")["hidden"]
-    encode(parts, parts.text_forwards, "a cat by a house in the rain")
-    assert torch.equal(encode(parts, parts.text_forwards, "a red robot")["hidden"], first)
+    first = encode(parts, parts.text_forward_functions, "a red robot")["hidden"]
+    encode(parts, parts.text_forward_functions, "a cat by a house in the rain")
+    assert torch.equal(encode(parts, parts.text_forward_functions, "a red robot")["hidden"], first)
 
 
 def test_rows_of_several_lengths_are_padded_and_marked(parts: Components) -> None:
     encode = parts.functions.encode_prompt
-    rows = [encode(parts, parts.text_forwards, text) for text in ("a robot", "a red robot")]
+    rows = [
+        encode(parts, parts.text_forward_functions, text) for text in ("a robot", "a red robot")
+    ]
     assert "is_token" not in parts.functions.join_rows(rows[:1] * 2).tensors
     joined = parts.functions.join_rows(rows)
     lengths = [row["hidden"].shape[1] for row in rows]

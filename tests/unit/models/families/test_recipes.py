@@ -3,7 +3,7 @@
 import pytest
 
 from dreambooth_ray.config.learning_rates import check_rates
-from dreambooth_ray.config.load import load_config, recipe_names
+from dreambooth_ray.config.load import list_recipe_names, load_config
 from dreambooth_ray.models.families import (
     chroma,
     flux1,
@@ -31,7 +31,7 @@ FAMILIES = {
     "z-image": (z_image.FAMILY, "Tongyi-MAI/Z-Image", 5.0),
 }
 RECIPES = [
-    (name, prefix) for prefix in FAMILIES for name in recipe_names() if name.startswith(prefix)
+    (name, prefix) for prefix in FAMILIES for name in list_recipe_names() if name.startswith(prefix)
 ]
 
 

@@ -45,7 +45,7 @@ def test_a_prompt_goes_behind_an_instruction_and_a_negative_one_goes_without(
         (functions.encode_negative_prompt, None),
     ):
         with torch.no_grad():
-            row = encode(parts, parts.text_forwards, told)
+            row = encode(parts, parts.text_forward_functions, told)
         hidden, mask = encode_as_pipeline(parts, told, lines)
         assert torch.allclose(row["hidden"], hidden, atol=1e-5)
         assert torch.equal(row["mask"], mask)
@@ -55,7 +55,7 @@ def test_a_prompt_goes_behind_an_instruction_and_a_negative_one_goes_without(
 def test_a_dropped_caption_is_what_guidance_compares_with(parts: Components) -> None:
     rows = encode_captions(parts, ["", "a robot"])
     with torch.no_grad():
-        empty = parts.functions.encode_negative_prompt(parts, parts.text_forwards, "")
+        empty = parts.functions.encode_negative_prompt(parts, parts.text_forward_functions, "")
     assert torch.equal(rows["hidden"][:1], empty["hidden"])
     assert int(rows["mask"][1].sum()) > int(rows["mask"][0].sum()) == 1
 
@@ -63,12 +63,12 @@ def test_a_dropped_caption_is_what_guidance_compares_with(parts: Components) -> 
 def test_a_prompt_is_taken_whole_or_refused(parts: Components) -> None:
     functions = parts.functions
     # Of 300 tokens of this tokenizer, a letter each, the beginning and the instruction's end go.
-    functions.encode_prompt(parts, parts.text_forwards, "x" * 298)
+    functions.encode_prompt(parts, parts.text_forward_functions, "x" * 298)
     with pytest.raises(ConfigError, match=r"the prompt 'xxx.* has 1 tokens more .* 300; shorten"):
-        functions.encode_prompt(parts, parts.text_forwards, "x" * 299)
-    functions.encode_negative_prompt(parts, parts.text_forwards, "x" * 299)
+        functions.encode_prompt(parts, parts.text_forward_functions, "x" * 299)
+    functions.encode_negative_prompt(parts, parts.text_forward_functions, "x" * 299)
     with pytest.raises(ConfigError, match="has 1 tokens more"):
-        functions.encode_negative_prompt(parts, parts.text_forwards, "x" * 300)
+        functions.encode_negative_prompt(parts, parts.text_forward_functions, "x" * 300)
 
 
 @pytest.mark.parametrize("name", ["sana-1600m", "sana-600m", "sana-1.5-4.8b"])

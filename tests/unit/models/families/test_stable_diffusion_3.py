@@ -60,8 +60,10 @@ def test_its_own_loss_is_taken_unless_another_is_asked_for(directory: Path) -> N
 
 def test_a_long_prompt_goes_through_clip_in_windows(parts: Components) -> None:
     encode = parts.functions.encode_prompt
-    short = encode(parts, parts.text_forwards, "robot")
-    long = encode(parts, parts.text_forwards, "a robot on a table in the rain, by night " * 3)
+    short = encode(parts, parts.text_forward_functions, "robot")
+    long = encode(
+        parts, parts.text_forward_functions, "a robot on a table in the rain, by night " * 3
+    )
     assert short["hidden"].shape[1] == WINDOW + T5_TOKENS
     assert long["hidden"].shape[1] == 2 * WINDOW + T5_TOKENS
     assert short["pooled"].shape == long["pooled"].shape
@@ -69,14 +71,14 @@ def test_a_long_prompt_goes_through_clip_in_windows(parts: Components) -> None:
 
 def test_a_prompt_is_taken_whole_or_refused(parts: Components) -> None:
     with pytest.raises(ConfigError, match=r"the prompt 'robot robot.* takes 3\d\d tokens"):
-        parts.functions.encode_prompt(parts, parts.text_forwards, "robot " * 50)
+        parts.functions.encode_prompt(parts, parts.text_forward_functions, "robot " * 50)
 
 
 def test_captions_are_what_prompts_are(parts: Components) -> None:
     captions = ["a robot", "a photo of sks robot"]
     rows = encode_captions(parts, captions)
     for index, caption in enumerate(captions):
-        alone = parts.functions.encode_prompt(parts, parts.text_forwards, caption)
+        alone = parts.functions.encode_prompt(parts, parts.text_forward_functions, caption)
         for name in ("hidden", "pooled"):
             assert torch.allclose(rows[name][index], alone[name][0], atol=1e-5)
 

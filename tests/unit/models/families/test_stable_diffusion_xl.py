@@ -15,7 +15,7 @@ from dreambooth_ray.models.components import Components, load_components, load_p
 from dreambooth_ray.models.model_checks import check_method
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.models.model_functions import ImageFrame
-from dreambooth_ray.models.trainable_params import apply_method
+from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.sampling.adapted_network import AdaptedNetwork
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
 from dreambooth_ray.training.caption_embeddings import embed_rows
@@ -127,7 +127,7 @@ def test_the_denoiser_is_told_where_an_image_was_cut(parts: Components) -> None:
 def test_layers_that_nothing_comes_from_are_not_trained(directory: Path, method: str) -> None:
     parts = load_components(directory)
     overrides = [f"train.method={method}", "train.text_encoder=true", "train.resolution=64"]
-    apply_method(parse_config("subject: {photos: p, class_noun: x}", "x", overrides), parts)
+    apply_train_method(parse_config("subject: {photos: p, class_noun: x}", "x", overrides), parts)
     training = parts.functions.text_training
     tokens = training.tokenize(parts, ["a robot"])
     functions = training.text_functions(parts.text_encoders)

@@ -120,4 +120,4 @@ def test_damages_are_found_by_the_files_alone(directories: dict[str, Path], tmp_
 def test_a_prompt_that_is_too_long_is_refused_whole(directories: dict[str, Path]) -> None:
     parts = load_components(directories["z-image"])
     with pytest.raises(ConfigError, match=r"takes 519 tokens.* reads 512; shorten it"):
-        parts.functions.encode_prompt(parts, parts.text_forwards, "x" * 500)
+        parts.functions.encode_prompt(parts, parts.text_forward_functions, "x" * 500)

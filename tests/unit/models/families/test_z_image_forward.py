@@ -28,7 +28,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Components:
 def rows(parts: Components) -> list[Conditioning]:
     with torch.no_grad():
         return [
-            parts.functions.encode_prompt(parts, parts.text_forwards, prompt) for prompt in PROMPTS
+            parts.functions.encode_prompt(parts, parts.text_forward_functions, prompt)
+            for prompt in PROMPTS
         ]
 
 

@@ -5,12 +5,12 @@ import torch
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.training import ValidationConfig
-from dreambooth_ray.data.subject import read_configured_subject, split_photographs
+from dreambooth_ray.data.subject import read_configured_photographs, split_photographs
 from dreambooth_ray.errors import ConfigError, DataError
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.validation import compute_validation_losses
-from dreambooth_ray.training.early_stopping import find_stop_step, validation_losses
+from dreambooth_ray.training.early_stopping import find_stop_step, list_validation_losses
 from tests.unit.training.fitted import Fitted
 
 OVERRIDES = (
@@ -55,7 +55,7 @@ def test_examples_are_fixed_and_use_the_averaged_weights(run: Fitted) -> None:
 
 
 def test_what_is_validated_is_not_trained_on(run: Fitted) -> None:
-    batches = run.validation_set.load_batches()
+    batches = run.validation_set.make_batches()
     assert run.validation_set.num_examples == (1 + 2) * 4
     assert sum(len(b.latents) - b.num_photographs for b in batches) >= 2 * 4
     dataset = run.trainer.train_dataloader.dataset
@@ -71,7 +71,7 @@ def test_a_run_that_gets_no_better_ends_there(
         "validation.patience=2", "validation.min_delta=1000", "train.lr=1e-9",
     )  # fmt: skip
     assert [r["step"] for r in run.watch.records] == [1, 2, 3]
-    losses = validation_losses(run.watch.records)
+    losses = list_validation_losses(run.watch.records)
     assert find_stop_step(losses, run.module.config.validation) == 3
     assert find_stop_step(losses[:2], run.module.config.validation) is None
 
@@ -92,7 +92,7 @@ def test_something_must_be_left_to_train_on(photos: Path) -> None:
     text = f"subject: {{photos: {photos}, class_noun: robot}}\ntrain: {{resolution: 64}}"
     config = parse_config(text, "x", ["validation.every=5", "validation.held_out=3"])
     with pytest.raises(DataError, match="leaves none of the 3 photographs"):
-        split_photographs(config, read_configured_subject(config, config.subject))
+        split_photographs(config, read_configured_photographs(config, config.subject))
     with pytest.raises(ConfigError, match=r"less validation\.class_images=4"):
         parse_config(text, "x", ["validation.every=5", "prior.count=4"])
     with pytest.raises(ConfigError, match=r"validation\.bins=3"):

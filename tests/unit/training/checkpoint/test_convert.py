@@ -15,8 +15,8 @@ from dreambooth_ray.training.checkpoint.convert import load_trained_weights, ver
 from dreambooth_ray.training.checkpoint.download import (
     STATE,
     CheckpointFiles,
-    restore_newest,
-    restore_weights,
+    download_newest_checkpoint,
+    download_weight_files,
 )
 from dreambooth_ray.training.strategy import DirectCheckpointIO
 
@@ -102,7 +102,7 @@ def commit(run: Store, local: Path) -> None:
 def test_of_a_stored_checkpoint_the_weights_alone_are_fetched(tmp_path: Path) -> None:
     run = Store(f"memory://{tmp_path.name}")
     commit(run, tmp_path / "in")
-    with verified_weights(restore_weights(run, CheckpointId(3), tmp_path / "out")) as parts:
+    with verified_weights(download_weight_files(run, CheckpointId(3), tmp_path / "out")) as parts:
         assert_same_parts(parts)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["state_dict.safetensors"]
 
@@ -110,8 +110,8 @@ def test_of_a_stored_checkpoint_the_weights_alone_are_fetched(tmp_path: Path) ->
 def test_in_a_folder_of_this_machine_it_is_read_where_it_lies(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "run"))
     commit(run, tmp_path / "in")
-    files = restore_weights(run, CheckpointId(3), tmp_path / "out")
-    restored = restore_newest(run, tmp_path / "out")
+    files = download_weight_files(run, CheckpointId(3), tmp_path / "out")
+    restored = download_newest_checkpoint(run, tmp_path / "out")
     assert restored is not None
     assert restored.state == files.state
     assert files.state.is_relative_to(tmp_path / "run")
@@ -145,9 +145,9 @@ def test_damage_to_the_weights_is_found_where_they_lie(
 ) -> None:
     run = Store(str(tmp_path / "run"))
     commit(run, tmp_path / "in")
-    files = restore_weights(run, CheckpointId(3), tmp_path / "out")
+    files = download_weight_files(run, CheckpointId(3), tmp_path / "out")
     change_byte(files.state.with_name("state_dict.safetensors"), offset)
-    files = restore_weights(run, CheckpointId(3), tmp_path / "out")
+    files = download_weight_files(run, CheckpointId(3), tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"damaged|no safetensors file"):
         read(files)
 
@@ -162,10 +162,10 @@ def test_a_file_gone_or_cut_off_is_found_whether_it_is_read_or_not(
     file = f"{manifest.find_artifact_folder(run, paths.checkpoint(3))}/{name}"
     run.write(file, run.read(file)[:-1])
     with pytest.raises(CheckpointError, match=f"{name} differs from its manifest"):
-        restore_weights(run, CheckpointId(3), tmp_path / "out")
+        download_weight_files(run, CheckpointId(3), tmp_path / "out")
     run.remove(file)
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
-        restore_weights(run, CheckpointId(3), tmp_path / "out")
+        download_weight_files(run, CheckpointId(3), tmp_path / "out")
 
 
 def test_a_state_that_a_library_reads_is_verified_before(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_state_that_a_library_reads_is_verified_before(tmp_path: Path) -> None
     (tmp_path / "in").mkdir()
     torch.save(state_of(WEIGHTS), tmp_path / "in" / STATE)
     manifest.commit_artifact(run, paths.checkpoint(3), tmp_path / "in", {"step": 3})
-    files = restore_weights(run, CheckpointId(3), tmp_path / "out")
+    files = download_weight_files(run, CheckpointId(3), tmp_path / "out")
     with verified_weights(files) as parts:
         assert_same_parts(parts)
     change_byte(files.state, -1)

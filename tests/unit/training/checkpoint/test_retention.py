@@ -31,14 +31,14 @@ def damage(run: Store, step: int) -> None:
 
 
 def test_a_new_run_has_nothing_to_restore(run: Store, tmp_path: Path) -> None:
-    assert download.restore_newest(run, tmp_path) is None
+    assert download.download_newest_checkpoint(run, tmp_path) is None
 
 
 def test_the_newest_intact_one_is_taken(run: Store, tmp_path: Path) -> None:
     for step in (10, 20, 30):
         commit(run, step, tmp_path)
     damage(run, 30)
-    restored = download.restore_newest(run, tmp_path / "out")
+    restored = download.download_newest_checkpoint(run, tmp_path / "out")
     assert restored is not None
     assert (restored.step, restored.state.read_text()) == (20, "20")
 
@@ -47,7 +47,7 @@ def test_with_none_intact_it_says_so(run: Store, tmp_path: Path) -> None:
     commit(run, 10, tmp_path)
     damage(run, 10)
     with pytest.raises(CheckpointError, match="no intact checkpoint"):
-        download.restore_newest(run, tmp_path / "out")
+        download.download_newest_checkpoint(run, tmp_path / "out")
 
 
 def test_rotation_keeps_the_newest(run: Store, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_damaged_one_is_passed_over_aloud(run: Store, tmp_path: Path) -> None:
         commit(run, step, tmp_path)
     damage(run, 20)
     words: list[str] = []
-    download.restore_newest(run, tmp_path / "out", words.append)
+    download.download_newest_checkpoint(run, tmp_path / "out", words.append)
     assert len(words) == 1
     assert "step 20 is passed over" in words[0]
 
@@ -117,7 +117,7 @@ def test_a_pointer_to_nothing_is_passed_over_for_the_one_before(
     else:
         run.write(f"{paths.checkpoint(20)}.json", pointer)
     words: list[str] = []
-    restored = download.restore_newest(run, tmp_path / "out", words.append)
+    restored = download.download_newest_checkpoint(run, tmp_path / "out", words.append)
     assert restored is not None
     assert restored.step == 10
     assert ("which is gone" if pointer is None else "is damaged") in words[0]
@@ -130,7 +130,7 @@ KEEP_ONE = parse_config(
 
 def test_rotation_removes_what_counts_no_more(run: Store, tmp_path: Path) -> None:
     commit(run, 10, tmp_path)
-    run.write(paths.takeover(2, 10), b"{}")
+    run.write(paths.takeover_file(2, 10), b"{}")
     commit(run, 20, tmp_path)  # of a holder that was followed
     retention.remove_old_checkpoints(run, KEEP_ONE, lease=2)
     assert retention.committed_steps(run) == [10]
@@ -205,7 +205,7 @@ def test_a_kill_in_any_phase_leaves_the_newest_committed_one(tmp_path: Path) -> 
             ends.add("done")
         except Killed:
             pass
-        restored = download.restore_newest(Store(uri), tmp_path / f"out-{lives}")
+        restored = download.download_newest_checkpoint(Store(uri), tmp_path / f"out-{lives}")
         assert restored is not None
         assert {p.read_text() for p in restored.state.iterdir()} == {str(restored.step)}
         ends.add(str(restored.step))

@@ -63,7 +63,7 @@ class Contest:
         """Whether the run is finished."""
         fence.record_takeover(store, held.number)
         folder = self.folder / f"restored-{next(self.numbers)}"
-        restored = download.restore_newest(store, folder)
+        restored = download.download_newest_checkpoint(store, folder)
         trained = json.loads(restored.state.read_text()) if restored else []
         log = MetricsLog(store, len(trained), held.number)
         try:
@@ -79,7 +79,7 @@ class Contest:
         renewed_at_s = actor.clock()
         while len(trained) < NUM_STEPS:
             # Workers know nothing of the lease: they are ended some time after it was lost.
-            if held.seconds_left <= 0 and self.turns.random.random() < 0.1:
+            if held.seconds_until_expiry <= 0 and self.turns.random.random() < 0.1:
                 return False
             if actor.clock() - renewed_at_s > held.renew_interval_s:
                 renewed_at_s = actor.clock()
@@ -90,7 +90,7 @@ class Contest:
             if len(trained) % INTERVAL == 0:
                 self.commit(store, log, trained, held.number)
         log.flush()
-        return held.seconds_left > 0
+        return held.seconds_until_expiry > 0
 
     def commit(self, store: Store, log: MetricsLog, trained: list[int], number: int) -> None:
         name = paths.checkpoint(len(trained), number)
@@ -108,7 +108,7 @@ class Contest:
         histories = []
         for checkpoint in fence.read_history(store).checkpoints.values():
             with contextlib.suppress(CheckpointError):  # removed by pointer first
-                text = manifest.read_file(store, checkpoint.name, download.STATE)
+                text = manifest.read_artifact_file(store, checkpoint.name, download.STATE)
                 histories.append(json.loads(text))
                 assert len(histories[-1]) == checkpoint.step
         for earlier, later in itertools.pairwise(histories):
@@ -122,13 +122,15 @@ def hosts_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each lease is held on a host of its own, whose clock is minutes off."""
     hosts = itertools.count()
 
-    def new_holder(lease_s: float) -> holder.Holder:
+    def make_process_holder(lease_s: float, purpose: str = "") -> holder.Holder:
         number, skew_s = next(hosts), (-600.0, 0.0, 600.0)
         return replace(
-            holder.new_holder(lease_s), host=f"h{number}", seen=time.time() + skew_s[number % 3]
+            holder.make_process_holder(lease_s, purpose),
+            host=f"h{number}",
+            seen=time.time() + skew_s[number % 3],
         )
 
-    monkeypatch.setattr(lease, "new_holder", new_holder)
+    monkeypatch.setattr(lease, "make_process_holder", make_process_holder)
     # Metrics are written at the commits alone: by the test's clock there is no other.
     monkeypatch.setattr(metrics_log, "REMOTE_INTERVAL_S", float("inf"))
 
@@ -140,7 +142,7 @@ def test_two_holders_never_mix(seed: int, tmp_path: Path) -> None:
     contest.turns.run(contest.look, ODDS)
     store = Store(contest.uri)
     final = fence.find_checkpoint(store, NUM_STEPS)
-    trained = json.loads(manifest.read_file(store, final.name, download.STATE))
+    trained = json.loads(manifest.read_artifact_file(store, final.name, download.STATE))
     assert [(r["step"], r["lease"]) for r in read_metrics(store)] == list(enumerate(trained, 1))
     assert trained == sorted(trained)
     shutil.rmtree(tmp_path)
@@ -154,7 +156,10 @@ def test_the_schedules_do_what_they_are_for(tmp_path: Path) -> None:
         contest = Contest(seed, tmp_path / str(seed))
         void: set[fence.CheckpointId] = set()
         store = Store(contest.uri)
-        contest.turns.run(lambda: void.update(fence.read_history(store).void_checkpoints), ODDS)  # noqa: B023
+        contest.turns.run(
+            lambda: void.update(fence.read_history(store).void_checkpoints),  # noqa: B023
+            ODDS,
+        )
         counts["followed"] += fence.read_history(store).newest_lease - 1
         counts["void"] += len(void)
         for name, count in contest.turns.counts.items():

@@ -11,7 +11,7 @@ from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.datasets import make_datasets
-from dreambooth_ray.training.slots.slot_subject import AdapterState, SlotSubject
+from dreambooth_ray.training.slots.slot_subject import AdapterTrainingState, SlotSubject
 from dreambooth_ray.training.slots.slot_trainer import SlotTrainer
 from dreambooth_ray.training.slots.subject_evaluation import SubjectEvaluation
 from tests.unit.training.fitted import SMALL
@@ -44,7 +44,9 @@ class Slotted:
         self.curves: dict[str, Curve] = {}
         self.names: dict[SlotSubject, str] = {}
 
-    def join(self, name: str, *overrides: str, state: AdapterState | None = None) -> SlotSubject:
+    def join(
+        self, name: str, *overrides: str, state: AdapterTrainingState | None = None
+    ) -> SlotSubject:
         config = make_config(self._photos, *self._shared, *overrides)
         # They depend on the configuration alone.
         if overrides not in self._datasets:
@@ -67,7 +69,7 @@ class Slotted:
     def step(self) -> None:
         """One step of all; those that are done leave."""
         for subject, values in self.trainer.step().values.items():
-            record = subject.build_record(subject.step, values.tolist())
+            record = subject.build_metrics_record(subject.step, values.tolist())
             evaluation = self.evaluations[subject]
             self.curves[self.names[subject]].append(evaluation.validate(subject) | record)
             if subject.is_done or evaluation.has_stalled:

@@ -78,7 +78,7 @@ def test_joining_and_leaving_at_random_changes_no_curve(
     ends: dict[SlotSubject, int] = {}
     clock = 0
     while waiting or slotted.trainer.subjects:
-        while waiting and slotted.trainer.num_free and waiting[0][1][1] <= clock:
+        while waiting and slotted.trainer.num_free_slots and waiting[0][1][1] <= clock:
             number, (kind, _, cancelled_after) = waiting.pop(0)
             subject = slotted.join(str(number), *KINDS[kind])
             ends[subject] = cancelled_after or subject.config.train.steps
@@ -150,7 +150,7 @@ def test_a_gradient_that_is_no_number_changes_no_weight(
     slotted.step()
     assert not slotted.curves["sick"][-1]["loss"] < float("inf")
     assert all(torch.equal(before[n], w) for n, w in subject.view_weights().items())
-    assert subject.read_state().update_count == 1
+    assert subject.view_training_state().update_count == 1
     assert subject.step == 2
 
 
@@ -164,7 +164,7 @@ def test_a_missing_batch_is_that_subjects_alone(
     assert list(step.values) == [healthy]
     assert list(step.failures) == [sick]
     slotted.trainer.leave(sick)
-    assert slotted.trainer.num_free == 1
+    assert slotted.trainer.num_free_slots == 1
 
 
 def test_what_does_not_fit_is_refused(tiny_model: Path, photos: Path, priors: Store) -> None:

@@ -9,7 +9,10 @@ import torch
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.slots.slot_subject import SlotSubject
-from dreambooth_ray.training.slots.subject_checkpoint import load_subject, save_subject
+from dreambooth_ray.training.slots.subject_checkpoint import (
+    load_subject_checkpoint,
+    save_subject_checkpoint,
+)
 from dreambooth_ray.training.strategy import DirectCheckpointIO
 from tests.unit.training.fitted import Fitted
 from tests.unit.training.slots.slotted import LORA, Slotted
@@ -22,13 +25,13 @@ OTHER = ("seed=4", "train.lora.rank=3", "train.steps=5")
 
 
 def save(subject: SlotSubject, folder: Path) -> Path:
-    save_subject(subject, "unet", folder / "state.ckpt")
+    save_subject_checkpoint(subject, "unet", folder / "state.ckpt")
     return folder / "state.ckpt"
 
 
 def load(slotted: Slotted, path: Path) -> Any:
     adapter = slotted.trainer.make_adapter(slotted.trainer.config.train.lora, 0)
-    return load_subject(path, "unet", adapter)
+    return load_subject_checkpoint(path, "unet", adapter)
 
 
 def describe(value: Any) -> Any:
