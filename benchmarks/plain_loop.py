@@ -80,7 +80,7 @@ def collate(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class PlainLoop:
-    """Lives in a process of its own; `steps` goes on where it stopped."""
+    """Lives in a process of its own; `run_steps` goes on where it stopped."""
 
     def __init__(
         self,

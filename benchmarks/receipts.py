@@ -22,7 +22,7 @@ def compare_with_receipts(
 ) -> dict[str, Any]:
     """Sample images alone from their receipts; how far the served ones are from those.
 
-    most: how many of them; every one if None
+    max_images: how many of them; every one if None
     """
     torch.set_num_threads(1)
     engine, worst_pixel_difference, num_mismatched_receipts, num_images = (

@@ -106,7 +106,7 @@ def _compare_with_plain_loop(
 def _compare_allocators(
     stack: ExitStack, method: str, config: Config, setting: BenchmarkSettings
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Both sides with jemalloc, and ours with it against ours without; whether losses differ."""
+    """Both sides with jemalloc, and ours with it against ours without; whether losses are equal."""
     run_plain_turn = _start_plain_loop(stack, config, setting, ALLOCATOR)
     step_gated_runs: dict[str, GatedRun] = {}
     for allocator_name, allocator_environment in (("jemalloc", ALLOCATOR), ("glibc", GLIBC)):

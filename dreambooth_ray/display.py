@@ -231,7 +231,7 @@ class ProgressBoard:
             self.stop_bars_when_unused()
 
     def show(self) -> Progress:
-        """Show the bars until `release`."""
+        """Show the bars until `stop_bars_when_unused`."""
         with self._lock:
             self._users += 1
             self._bars.start()

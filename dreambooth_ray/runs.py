@@ -84,10 +84,11 @@ def open_run(
         if changes and requested is not None:
             changes = _find_requested_changes(run_store, changes, stored_config, requested)
             if not changes:
-                run_store.write(paths.REQUESTED_CONFIG, dump_config(stored_config).encode())
+                # The first: what is stored may have been filled in before, by an earlier version.
+                run_store.create(paths.REQUESTED_CONFIG, dump_config(stored_config).encode())
                 run_store.write(paths.CONFIG, dump_config(resolved_config).encode())
         elif changes and _is_as_requested(run_store, resolved_config):
-            return run_store
+            changes = []
     data_differences = _compare_inputs(run_store, inputs, may_tell=not changes)
     if not changes and not data_differences:
         return run_store
@@ -124,9 +125,10 @@ def _find_requested_changes(
 
 def _is_as_requested(run: Store, config: Config) -> bool:
     """Whether a run that was sent without its model's values was sent with these settings."""
-    if not run.exists(paths.REQUESTED_CONFIG):
+    try:
+        requested_text = run.read(paths.REQUESTED_CONFIG).decode()
+    except FileNotFoundError:
         return False
-    requested_text = run.read(paths.REQUESTED_CONFIG).decode()
     requested = parse_config(requested_text, f"{run.uri}/{paths.REQUESTED_CONFIG}", [])
     return not find_config_changes(
         _run_identity_fields(with_absolute_paths(requested)), _run_identity_fields(config)

@@ -107,6 +107,6 @@ def encode_image(
 
 
 def read_receipt(data: bytes) -> Receipt | None:
-    """The receipt in a PNG that `encode` wrote."""
+    """The receipt in a PNG that `encode_image` wrote."""
     receipt_json = Image.open(io.BytesIO(data), formats=("PNG",)).info.get("receipt")
     return None if receipt_json is None else Receipt.model_validate_json(str(receipt_json))

@@ -82,7 +82,7 @@ class Safety:
         image_classifier: ImageClassifier | None = None,
         prompt_classifier: PromptClassifier | None = None,
     ) -> None:
-        """images, prompts: classifiers of your own instead of the configuration's.
+        """image_classifier, prompt_classifier: of your own instead of the configuration's.
 
         raises: ConfigError if the policy file or a classifier can't be used
         """

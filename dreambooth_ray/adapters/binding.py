@@ -59,8 +59,8 @@ def bind_file(path: Path, table: LayerTable) -> BoundAdapterFile:
     """
     header, metadata = read_header_and_metadata(path)
     for key, info in header.items():
-        if info["dtype"] not in _DTYPES:
-            raise ConfigError(f"{shorten_key(key)} has type {info['dtype']}, which is no weight's")
+        if (dtype := info["dtype"]) not in _DTYPES:
+            raise ConfigError(f"{shorten_key(key)} is of type {dtype}, which holds no weights")
     shapes = {key: tuple(info["shape"]) for key, info in header.items()}
     return bind_keys(shapes, table, read_peft_metadata(metadata))
 

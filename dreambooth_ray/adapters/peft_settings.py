@@ -21,7 +21,7 @@ _UNKNOWN = (
 class PeftSettings:
     """Scales of the layers of one part, as peft or diffusers' metadata have them.
 
-    by_rank: rank and alpha by pattern of a layer's name, where they differ from the rest's
+    rank_by_pattern, alpha_by_pattern: by pattern of a layer's name, where they differ
     """
 
     rank: int

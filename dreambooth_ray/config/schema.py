@@ -214,7 +214,7 @@ class Config(Section):
         return self
 
     def count_accumulation_parts(self, num_workers: int) -> int:
-        """In how many parts each of `workers` computes its share of a step.
+        """In how many parts each of `num_workers` computes its share of a step.
 
         No part is larger than with cluster.workers at its most.
         """

@@ -160,7 +160,7 @@ def _refuse_multiplying_aliases(node: Node, origin: str) -> None:
 def _count_expanded_values(node: Node, value_counts_by_node: dict[int, int]) -> int:
     """Values in a node, what aliases stand for counted each time.
 
-    value_counts: of nodes seen before
+    value_counts_by_node: of nodes seen before, by their ids
     """
     if id(node) not in value_counts_by_node:
         child_entries = () if isinstance(node, ScalarNode) else node.value

@@ -91,7 +91,7 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
     """The images directly in a folder, sorted by name.
 
     key: the setting to name in an error
-    raises: DataError if there is no such folder, no image in it, or more than `most`
+    raises: DataError if there is no such folder, no image in it, or more than `max_count`
     """
     if not folder.is_dir():
         raise DataError(

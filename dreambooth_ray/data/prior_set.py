@@ -118,8 +118,6 @@ class PriorSet:
     ) -> None:
         """count: images to use; failure(): why no more will come, if so.
 
-        shapes: of the images, in turns; empty where all are squares of one size
-
         raises: CheckpointError if there is no set
         """
         self._store, self.count, self._failure = store, count, failure

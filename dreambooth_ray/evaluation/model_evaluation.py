@@ -54,7 +54,7 @@ class EvaluationReferences:
 
 
 def make_evaluation_spec(case: EvaluatedModel, protocol: EvaluationProtocol) -> EvaluationSpec:
-    """All that the numbers depend on; raises ConfigError as `Protocol.fill`."""
+    """All that the numbers depend on; raises as `fill_sampling_defaults`."""
     return EvaluationSpec(
         protocol=protocol.fill_sampling_defaults(find_family(base_directory(case.directory))),
         model_hash=model_hash(case.directory),

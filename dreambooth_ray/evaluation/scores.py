@@ -62,7 +62,7 @@ class EvaluationEmbeddings:
 def compute_scores(
     protocol: EvaluationProtocol, embeddings: EvaluationEmbeddings
 ) -> EvaluationScores:
-    """The paper's measures over one evaluation. texts: (B, D), one for each prompt."""
+    """The paper's measures over one evaluation."""
     image_rows = _score_images(protocol, embeddings)
     image_indices_by_prompt = _group_by_prompt(embeddings, "subject")
     class_vectors = embeddings.images["dino"][embeddings.prompt_indices_of_kind("class")]

@@ -16,6 +16,7 @@ from dreambooth_ray.models.part_configs import (
     read_part_config,
 )
 from dreambooth_ray.models.pipeline_checks import (
+    COPY_AGAIN,
     check_parts,
     describe_required_directory,
     read_shapes,
@@ -23,7 +24,6 @@ from dreambooth_ray.models.pipeline_checks import (
 from dreambooth_ray.models.weight_shapes import find_mismatch
 
 Configs = dict[str, dict[str, Any]]
-_COPY_AGAIN = "copy it again, or take a model that diffusers has written"
 
 
 def read_network_configs(directory: Path, family: ModelFamily) -> Configs:
@@ -32,15 +32,11 @@ def read_network_configs(directory: Path, family: ModelFamily) -> Configs:
     raises: ConfigError naming the file
     """
     check_parts(directory, family)
-    configs_by_part = {
-        part.name: read_part_config(directory, part.name) for part in family.networks
-    }
     scheduler_config = read_part_config(directory, "scheduler")
-    for part, config in {**configs_by_part, "scheduler": scheduler_config}.items():
-        if config_problem := find_bad_value(part, config):
-            config_path = directory / part / CONFIG_FILES[part]
-            raise ConfigError(f"{config_path}: {config_problem}; {_COPY_AGAIN}")
-    return configs_by_part
+    if config_problem := find_bad_value("scheduler", scheduler_config):
+        config_path = directory / "scheduler" / CONFIG_FILES["scheduler"]
+        raise ConfigError(f"{config_path}: {config_problem}; {COPY_AGAIN}")
+    return {part.name: read_part_config(directory, part.name) for part in family.networks}
 
 
 def check_unet_inputs(directory: Path, family: ModelFamily, configs: Configs) -> None:

@@ -11,10 +11,12 @@ from dreambooth_ray.models.scheduler_checks import check_scheduler
 from dreambooth_ray.models.tokenizer_checks import check_tokenizer
 from dreambooth_ray.models.weight_files import find_weights
 
+COPY_AGAIN = "copy it again, or take a model that diffusers has written"
 # Above what any model has.
 _MAX_LAYERS = 1_000
 # Classes that several families have, by the part whose values are known.
 _CHECKED_CLASSES = {
+    "UNet2DConditionModel": "unet",
     "AutoencoderKL": "vae",
     "CLIPTextModel": "text_encoder",
     "CLIPTextModelWithProjection": "text_encoder",
@@ -49,26 +51,27 @@ def check_parts(directory: Path, family: ModelFamily) -> None:
             )
     check_scheduler(directory, family.process, directory_requirement, family.flow_schedulers)
     for part in family.networks:
-        _check_values(directory / part.name / "config.json", part)
+        path = directory / part.name / "config.json"
+        config = read_json(path)
         for class_source, class_name in (
             (directory / INDEX, _class_in_index(model_index, part)),
-            (directory / part.name, _class_in_config(directory, part)),
+            (directory / part.name, _class_in_config(config, part)),
         ):
             if class_name not in (part.class_name, *part.wider_classes):
                 raise ConfigError(
                     f"{class_source} says that {part.name} is a {class_name}, not a "
                     f"{part.class_name}; {directory_requirement}"
                 )
+        _check_values(path, config, part)
     for encoder in family.text_encoders:
         check_tokenizer(directory, encoder)
 
 
-def _check_values(path: Path, part: Part) -> None:
-    config = read_json(path)
+def _check_values(path: Path, config: dict[str, Any], part: Part) -> None:
     _check_layer_counts(path, config)
     kind = _CHECKED_CLASSES.get(part.class_name)
     if kind and (problem := find_bad_value(kind, DEFAULTS[kind] | config)):
-        raise ConfigError(f"{path}: {problem}; copy the model directory again")
+        raise ConfigError(f"{path}: {problem}; {COPY_AGAIN}")
 
 
 def _check_layer_counts(path: Path, config: dict[str, Any]) -> None:
@@ -97,9 +100,8 @@ def _class_in_index(index: dict[str, Any], part: Part) -> str:
     )
 
 
-def _class_in_config(directory: Path, part: Part) -> str:
+def _class_in_config(config: dict[str, Any], part: Part) -> str:
     """The part's own class where its configuration names that among others, or none."""
-    config = read_json(directory / part.name / "config.json")
     if part.library == "diffusers":
         return str(config.get("_class_name", part.class_name))
     architectures = config.get("architectures") or [part.class_name]

@@ -19,7 +19,7 @@ class FairQueue:
     """
 
     def __init__(self, quantum: int = 25) -> None:
-        """quantum: steps a owner is given each turn."""
+        """quantum: steps that an owner is given each turn."""
         self._quantum = quantum
         self._queues: dict[str, deque[QueuedWork]] = {}
         self._owners: deque[str] = deque()

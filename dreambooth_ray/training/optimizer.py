@@ -225,7 +225,7 @@ class ExponentialMovingAverage:
         self.weights: dict[str, Tensor] = {}
 
     def update(self, current: Mapping[str, Tensor], step: int) -> None:
-        """Move towards the weights after optimizer step `step`, counted from 0."""
+        """Move towards the weights after optimizer step `step`, counted from 1."""
         if not self.weights:
             # In float32: an average in bfloat16 would stand still.
             self.weights = {n: w.detach().clone().float() for n, w in current.items()}

@@ -47,26 +47,26 @@ def stored(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def check_curve(run: Run, stored: Path, name: str) -> None:
-    """As the commit that made it had them, whose processor may have rounded otherwise."""
+def check_curve(run: Run, stored: Path, name: str, rel: float) -> None:
+    """As the commit that made it had them. rel: what its processor may have rounded otherwise"""
     lines = (stored / "expected" / f"{name}.jsonl").read_text().splitlines()
     for record, line in zip(run.curve, lines, strict=True):
-        assert record == pytest.approx(json.loads(line), rel=1e-6)
+        assert record == pytest.approx(json.loads(line), rel=rel, abs=0.0)
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "rel"),
     [
-        "ddp",
-        *(pytest.param(name, marks=pytest.mark.fault) for name in ("fsdp2", "zero2", "kv")),
+        ("ddp", 0.0),
+        *(pytest.param(name, 1e-6, marks=pytest.mark.fault) for name in ("fsdp2", "zero2", "kv")),
     ],
 )
-def test_a_run_half_way_is_resumed_to_the_same_numbers(stored: Path, name: str) -> None:
+def test_a_run_half_way_is_resumed_to_the_same_numbers(stored: Path, name: str, rel: float) -> None:
     run = Run(stored / "storage" / "runs" / name)
     assert not is_finished(Store(str(run.folder)))
     process = dreambooth("resume", str(run.folder), cwd=stored)
     assert process.returncode == 0, process.stderr
-    check_curve(run, stored, name)
+    check_curve(run, stored, name, rel)
     assert is_finished(Store(str(run.folder)))
 
 
@@ -76,7 +76,7 @@ def test_a_fleet_on_its_way_is_finished(stored: Path) -> None:
     assert process.returncode == 0, process.stderr
     for name in ("first", "second"):
         run = Run(stored / "storage" / "runs" / name)
-        check_curve(run, stored, name)
+        check_curve(run, stored, name, 1e-6)
         assert is_finished(Store(str(run.folder)))
 
 

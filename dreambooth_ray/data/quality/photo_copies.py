@@ -79,7 +79,7 @@ def compare_photographs(one: PhotoMatchFeatures, other: PhotoMatchFeatures) -> P
 def _find_overlap(
     size: tuple[int, int], base_size: tuple[int, int], placement: PhotoPlacement
 ) -> tuple[Box, Box] | None:
-    """All of the overlap, not the middle alone: its box in the found image and in the ground."""
+    """All of the overlap, not the middle alone: its box in the placed one and in the base."""
     width, height = size
     scale_x = placement.box[2] / ((1 - 2 * CORE_MARGIN) * width)
     scale_y = placement.box[3] / ((1 - 2 * CORE_MARGIN) * height)

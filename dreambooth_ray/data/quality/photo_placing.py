@@ -75,12 +75,12 @@ class PhotoMatchFeatures:
 
     @cached_property
     def spectrum(self) -> np.ndarray:
-        """Of the plane, padded to the grid's square."""
+        """Of the grey grid, padded to the grid's square."""
         return np.fft.rfft2(self.grey_grid, (_GRID_PX, _GRID_PX)).astype(np.complex64)
 
     @cached_property
     def integral_images(self) -> tuple[np.ndarray, np.ndarray]:
-        """Summed areas of the plane and of its squares."""
+        """Summed areas of the grey grid and of its squares."""
         return _compute_integral_image(self.grey_grid), _compute_integral_image(self.grey_grid**2)
 
     @cached_property

@@ -207,7 +207,7 @@ class CheckpointSaver:
         self.waited_s = 0.0
 
     def start(self, metrics_log: MetricsLog | None) -> None:
-        """Listen to requests to stop, on the first worker. log: flushed before each commit"""
+        """Listen to requests to stop, on the first worker. metrics_log: flushed at each commit"""
         self._uploader.metrics_log = metrics_log
         if self._worker_rank.rank == 0:
             self._stop_request.start()
