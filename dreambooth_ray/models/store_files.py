@@ -125,7 +125,7 @@ class BundleFiles(StoreFiles):
             return self._manifest[begin:end]
         return super().fetch_range(name, begin, end)
 
-    def check_file(self, name: str, path: Path, sha256: str) -> None:
+    def check_file_hash(self, name: str, path: Path, sha256: str) -> None:
         """See the base class."""
         if self._entries[name][1] != sha256:
             raise CheckpointError(f"{self.uri}/{name} differs from its manifest: it is damaged")
