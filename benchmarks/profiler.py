@@ -32,7 +32,7 @@ WAITS = "StepGate.on_train_batch_start"
 PHASES = {
     "backward": ("_engine_run_backward",),
     "denoiser, forward": ("UNet2DConditionModel.forward", "TracedForward."),
-    "text encoder, forward": ("CLIPTextModel.forward", "TextEncoder"),
+    "text encoder, forward": ("CLIPTextModel.forward", "encode_tokens"),
     "rest of the training step": ("DreamBoothModule.training_step",),
     "clipping": ("DreamBoothModule.configure_gradient_clipping",),
     "optimizer": ("adam (", "_init_group", "Optimizer.zero_grad"),

@@ -16,6 +16,7 @@ from cluster.session import ray_connection
 from cluster.slot_actor import make_ray_worker_functions
 from cluster.slot_fleet import QueueDemand, SlotFleet, make_model_loading_job, make_slot_job
 from cluster.stored_queue import LOCAL_INTERVAL_S, REMOTE_INTERVAL_S, StoredQueue
+from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.display import QuietDisplay
@@ -146,10 +147,8 @@ class FleetRunner:
         )
         if num_silent_claims:
             if not self._has_said_silent:
-                self._say(
-                    f"looking whether {num_silent_claims} subjects are trained by processes that "
-                    "live"
-                )
+                subjects_text = describe_count(num_silent_claims, "subject")
+                self._say(f"looking whether processes live that train {subjects_text}")
                 self._has_said_silent = True
             time.sleep(self._interval_s)
         return bool(num_silent_claims)

@@ -120,7 +120,7 @@ def watch_run(jobs: RunJobs, job: RunJob, price: float | None, say: Callable[[st
             say(progress_line)
         if outcome:
             return outcome
-    raise AssertionError("ticks have no end")
+    raise AssertionError("polls have no end")
 
 
 def _iterate_polls() -> Iterator[None]:

@@ -14,6 +14,7 @@ from cluster.slot_actor import WorkerLostError, make_ray_worker_functions
 from cluster.slot_plan import divide_slots_among_workers, plan_slot_groups
 from cluster.worker_pool import PoolWorker, SlotWorkerHandle, WorkerBounds, WorkerPool
 from dreambooth_ray import pipeline
+from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.preparation import PreparedRun
@@ -146,7 +147,8 @@ class SlotFleet:
     def _replace(self, worker: PoolWorker, error: WorkerLostError) -> None:
         """Its subjects wait again, none the worse for it, and another worker takes its place."""
         self._pool.replace(worker, error)
-        self._say(f"a worker is lost ({error}); its {len(worker.entries)} subjects go to others")
+        subjects_text = describe_count(len(worker.entries), "subject")
+        self._say(f"a worker is lost ({error}); others take over its {subjects_text}")
         for entry, started_s in worker.entries.values():
             self._queue.put_back(entry, time.monotonic() - started_s)
 
@@ -190,7 +192,11 @@ def train_in_slots(
         slots_per_worker = divide_slots_among_workers(
             fleet.slots, fleet.parallel, len(group_entries)
         )
-        say(f"{len(group_entries)} subjects share batches of {slots_per_worker} slots")
+        say(
+            f"{describe_count(len(group_entries), 'subject')} in "
+            f"{describe_count(sum(slots_per_worker), 'slot')} of "
+            f"{describe_count(len(slots_per_worker), 'worker')}"
+        )
         slot_fleet.run(WorkerBounds.fixed(slots_per_worker))
         separately_trained_entries += slot_fleet.misfits
     return separately_trained_entries

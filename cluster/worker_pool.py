@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 from cluster.fleet_queue import FleetEntry
+from dreambooth_ray.config.count_text import describe_count
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import CapacityError, DreamBoothError
 from dreambooth_ray.storage.lease import Clock
@@ -174,7 +175,8 @@ class WorkerPool:
             self._had_room_s = self._clock()
         self._workers.append(PoolWorker(self._start(num_slots), self._clock()))
         if not self._bounds.is_number_fixed:
-            self._say(f"a worker of {num_slots} slots is started, of now {len(self._workers)}")
+            slots_text = describe_count(num_slots, "slot")
+            self._say(f"a worker of {slots_text} is started, of now {len(self._workers)}")
 
     def _end_idle(self, num_needed_workers: int) -> None:
         # First those that have not even started.
@@ -209,10 +211,11 @@ class WorkerPool:
         if any(worker.is_ready or worker.handle.has_started for worker in self._workers):
             self._had_room_s = now_s
         elif now_s - self._had_room_s > wait_s:
+            workers_text = describe_count(len(self._workers), "worker")
             raise CapacityError(
-                f"none of {len(self._workers)} workers with slots could start within {wait_s:g} s: "
-                f"each takes a CPU{' and a GPU' if self._cluster.gpus else ''}; start hosts, wait "
-                "until others are done, or raise cluster.wait_s"
+                f"none of {workers_text} with slots could start within {wait_s:g} s: each takes a "
+                f"CPU{' and a GPU' if self._cluster.gpus else ''}; start hosts, wait until others "
+                "are done, or raise cluster.wait_s"
             )
 
     def replace(self, worker: PoolWorker, error: DreamBoothError) -> None:

@@ -214,7 +214,7 @@ def evaluate_pairs(
 
     config = read_local_run_config(str(run))
     if config is None:
-        raise ConfigError(f"--together: {run} is no folder of a run; a run of several subjects is")
+        raise ConfigError(f"{run} is no folder of a run; give that of a run of several subjects")
     subjects = subject_pairs.list_subjects(config)
     loaded_protocol = load_evaluation_protocol(protocol, dino, "")
     model_folder = model_directory(str(run), key="MODEL")

@@ -197,7 +197,7 @@ class ModelAnswer(Answer):
     created: int
     owned_by: str
     kind: Literal["base", "bundle", "adapter"]
-    prompt: str | None = None
+    prompt: str | None = Field(None, description="the subject's own; null for a base model")
     versions: list[str] = []
 
 

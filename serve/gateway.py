@@ -1,4 +1,4 @@
-"""HTTP: routes, and nothing else. What they mean is in image_service.py and job_runner.py."""
+"""HTTP: routes, and nothing else. What they mean is in image_service.py and image_job_runner.py."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +17,7 @@ from serve import image_job_routes, multipart, provenance
 from serve.api_errors import APIError, storage_away_error
 from serve.api_messages import (
     EditRequest,
+    ErrorAnswer,
     GenerationRequest,
     ImageRequest,
     ImagesAnswer,
@@ -104,7 +105,9 @@ async def _generate_images(
     return Response(answer_json, media_type="application/json")
 
 
-@_router.get(FILES_ROUTE + "/{name}", response_class=Response)
+@_router.get(
+    FILES_ROUTE + "/{name}", response_class=Response, responses={403: {"model": ErrorAnswer}}
+)
 async def get_file(
     name: str, app_state: AppStateDep, signature: Annotated[str, Query(max_length=128)] = ""
 ) -> Response:

@@ -1,4 +1,4 @@
-"""HTTP: the routes of jobs. What they mean is in job_runner.py."""
+"""HTTP: the routes of jobs. What they mean is in image_job_runner.py."""
 
 from fastapi import APIRouter, Request, Response
 

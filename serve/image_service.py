@@ -283,7 +283,7 @@ def _failure_error(event: Failed) -> APIError:
         return APIError(http_status, code, event.message, param=error_param)
     if event.kind == "capacity":
         return busy_error(event.message, 5.0, "no_capacity")
-    _LOG.error("studio.failed", extra={"error": event.message})
+    _LOG.error("image.failed", extra={"error": event.message})
     return APIError(500, "internal_error", "drawing failed; the request id is in the logs")
 
 

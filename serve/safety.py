@@ -114,7 +114,7 @@ class Safety:
             self._image_classifier.category, round(unsafety_score, 4), refused=is_image_refused
         )
         return (
-            _log_refusal("picture", safety_result, image.tobytes())
+            _log_refusal("image", safety_result, image.tobytes())
             if is_image_refused
             else safety_result
         )

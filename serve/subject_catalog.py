@@ -167,7 +167,7 @@ class SubjectCatalog:
         )
 
     async def find_model(self, model: str, is_allowed: Callable[[str], bool]) -> ModelAnswer:
-        """A model as GET /v1/models/{model} has it; raises APIError as `resolve`."""
+        """A model as GET /v1/models/{model} has it; raises APIError as `resolve_model_id`."""
         subject = await self.resolve_model_id(model, is_allowed)
         if subject.kind == "base":
             return _build_model_answer(subject)

@@ -35,7 +35,8 @@ class LayerPlace:
     """A layer of ours that a file's layer is, or has as rows of its output.
 
     part: the network's folder; layer: as `canonical_name` has it; shape: of its weight
-    shares: sizes of all the parts that the file's layer has, as FileLayer; parts: ours, in order
+    shares: sizes of all the parts that the file's layer has, as AdapterFileLayer
+    parts: ours, in order
     """
 
     part: str

@@ -35,7 +35,7 @@ class TemporaryAnswerError(NoAnswerError):
 def read_caption_answer(answer: Any) -> str:
     """The caption in an answer, on one line.
 
-    raises: PassingError where it is empty; NoAnswerError for another that is none
+    raises: TemporaryAnswerError where it is empty; NoAnswerError for another that is none
     """
     try:
         answer_choice = answer["choices"][0]

@@ -109,7 +109,7 @@ class VisionClient:
     def _request_json(self, method: str, path: str, body: Any = None) -> Any:
         """JSON of a good answer.
 
-        raises: NoAnswerError, a PassingError where another try may help; ConfigError
+        raises: NoAnswerError, a TemporaryAnswerError where another try may help; ConfigError
         """
         url, started_s = f"{self.api}/{path}", time.monotonic()
         try:

@@ -26,7 +26,7 @@ def find_local_address() -> str | None:
 def check_head(address: str, timeout_s: float) -> None:
     """Ask a cluster's head for its versions. address: host:port
 
-    raises: AddressError: no Ray, another version, no token
+    raises: RayAddressError: no Ray, another version, no token
     """
     # ruff: noqa: PLC0415  as above
     import grpc
@@ -62,7 +62,7 @@ def check_head(address: str, timeout_s: float) -> None:
 def check_client_server(address: str, timeout_s: float) -> None:
     """That a Ray Client server may be at host:port: something that speaks gRPC.
 
-    raises: AddressError; versions and token are looked at by Ray's client as it connects
+    raises: RayAddressError; versions and token are looked at by Ray's client as it connects
     """
     import grpc
     from ray._private.grpc_utils import init_grpc_channel

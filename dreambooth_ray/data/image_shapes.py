@@ -2,7 +2,7 @@
 
 A bucket is a shape of about a square's area, and of an aspect near the photographs' own: Novel AI
 2022, "NovelAI improvements on Stable Diffusion". No photograph is left out for being alone in its
-bucket: see `sampler.group_rows_by_shape`.
+bucket: see `data_sampler.group_rows_by_shape`.
 """
 
 import math

@@ -21,8 +21,8 @@ from dreambooth_ray.errors import DataError
 _ORDINARY = """
 a an the my this that one two red blue green black white big small new old good nice dog cat toy
 car man woman boy girl person people house tree flower robot fish bird horse bear duck boat ball
-shoe sneaker backpack teapot cup bottle book chair table star photo image thing object special
-unique subject animal pet friend baby food cake love happy
+shoe sneaker backpack teapot cup bottle book chair table star photo picture image thing object
+special unique subject animal pet friend baby food cake love happy
 """
 ORDINARY_WORDS = frozenset(_ORDINARY.split())
 

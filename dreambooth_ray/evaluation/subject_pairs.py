@@ -57,9 +57,7 @@ class PairPrompts:
 def list_subjects(config: Config) -> list[LearnedSubject]:
     """A run's subjects; raises ConfigError where it has one alone, DataError for photographs."""
     if len(config.all_subjects) < 2:
-        raise ConfigError(
-            "--together: the run has one subject; a run of several has `subjects` in its recipe"
-        )
+        raise ConfigError("the run has one subject; a run of several has `subjects` in its recipe")
     return [
         LearnedSubject(
             config.word(subject),

@@ -52,8 +52,9 @@ COUNT_KEYS = (
 class TrainingFootprint:
     """Peak bytes of one worker during a step.
 
-    states: weights, optimizer and average of what is trained; frozen: the other weights;
-    activations: most of what a forward and a backward hold at once, gradients among it
+    states_bytes: weights, optimizer and average of what is trained
+    frozen_bytes: the other weights
+    activations_bytes: most of what a forward and a backward hold at once, gradients among it
     """
 
     states_bytes: int

@@ -40,7 +40,7 @@ class ForwardRow:
 
 
 class _LoraDenoiser(nn.Module):
-    """A denoiser that takes the weights of `LoraBatch.weights` as inputs, after its own."""
+    """A denoiser that takes what `LoraBatch.list_adapter_weights` lists after its own inputs."""
 
     def __init__(self, functions: ModelFunctions, adapted: AdaptedNetwork) -> None:
         super().__init__()

@@ -87,6 +87,8 @@ def write_tokenizer(directory: Path) -> None:
 
 def vocabulary_words() -> list[str]:
     """Every word that captions are made of, rare words aside, in a fixed order; some repeat."""
+    # The flow model's token ids follow from these words. The CLIP tokenizer that ships was made
+    # with "picture" in the place of "image", and is read from its own files.
     common_words = "a an the photo image of with and in on at"
     phrases = [common_words, HAT_PHRASE, *CLASSES, *COLOUR_NAMES, *PATTERNS, *BACKGROUNDS.values()]
     return [w for phrase in phrases + list(BACKGROUND_NAMES) for w in phrase.split()]

@@ -32,7 +32,7 @@ class PreemptionWatcher:
 
     @property
     def is_check_due(self) -> bool:
-        """Whether some seconds have gone by since the last `ask`."""
+        """Whether some seconds have gone by since the last `check_for_notice`."""
         return self._clock() - self._asked_at_s >= _INTERVAL_S
 
     def check_for_notice(self) -> str | None:

@@ -76,7 +76,9 @@ def test_what_may_be_a_dead_process_s_is_waited_for(added: Added) -> None:
     claims.write_bytes(far.as_json())
     (entry,) = make_worker(added).run()
     assert (entry.id, entry.state, entry.tries) == ("a", "done", 1)
-    assert any("looking whether 1 subjects are trained" in line for line in added.lines)
+    assert any(
+        "looking whether processes live that train 1 subject" in line for line in added.lines
+    )
 
 
 def test_a_cancelled_subject_s_run_is_asked_to_stop(

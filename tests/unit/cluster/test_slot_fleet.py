@@ -139,6 +139,7 @@ def test_workers_that_are_lost_again_and_again_end_the_fleet() -> None:
     with pytest.raises(DreamBoothError, match="3 times without a step more"):
         played.fleet.run(WorkerBounds.fixed([1]))
     assert len(played.workers) == 3
+    assert played.lines[1] == "a worker is lost (gone); others take over its 1 subject"
     # None goes on with what others may be handed.
     assert all(worker.is_killed for worker in played.workers)
 

@@ -34,8 +34,9 @@ def test_what_is_a_runs_own_parts_nobody() -> None:
 
 APART = (
     "model.uri=other", "train.lora.dora=true", "train.resolution=64", "train.batch_size=4",
-    "train.precision=bf16-mixed", "prior.count=0", "train.gradient_checkpointing=true",
-    'train.lora.target_modules=["to_q"]', "loss.zero_terminal_snr=true", "storage.uri=elsewhere",
+    "train.precision=bf16-mixed", "prior.count=0", "prior.kind=both",
+    "train.gradient_checkpointing=true", 'train.lora.target_modules=["to_q"]',
+    "loss.zero_terminal_snr=true", "storage.uri=elsewhere",
     "train.cuda_graphs=false", "cluster.gpus=true", "cluster.max_failures=9", "cluster.wait_s=5",
 )  # fmt: skip
 
@@ -48,18 +49,18 @@ def test_what_shapes_the_batch_parts_them(setting: str) -> None:
     assert [group.subject_ids for group in plan.groups] == [("a", "c"), ("b",)]
 
 
-# Each run's own beside those of OWN: what it sees, how often it saves, how it is tracked.
+# Each run's own beside those of OWN: what it sees, how it is validated, sampled, saved and tracked.
 _OWN_KEYS = (
     "run_id", "subject", "subjects", "captions", "prior", "loss", "checkpoint", "tracking",
     "train.images", "train.prompt", "train.lr_warmup_steps", "train.weight_decay",
-    "cluster.lease_s",
+    "cluster.lease_s", "validation", "sample",
 )  # fmt: skip
 # Without an effect on any run in slots, as on runs alone: of what is an obstacle, or of nothing
 # where adapters of the denoiser alone are trained.
 _IDLE_KEYS = (
     "identifier.lr", "train.text_encoder_lr", "train.lora.text_target_modules",
     "train.lora.lokr_factor", "train.deepspeed",
-    "validation", "choice", "sample", "train.bucket_step_px", "train.bucket_max_aspect",
+    "choice", "train.bucket_step_px", "train.bucket_max_aspect",
 )  # fmt: skip
 # The fleet's: refused where they differ, said to mean nothing, or heeded before any slot is taken.
 _FLEET_KEYS = ("cluster.address", "cluster.workers", "memory.fit")

@@ -35,8 +35,9 @@ class PlayedPool:
     def __init__(self, bounds: WorkerBounds) -> None:
         self.now_s, self.num_waiting, self.num_counts = 0.0, 0, 0
         self.handles: list[PlayedHandle] = []
+        self.lines: list[str] = []
         cluster = ClusterConfig(max_failures=1, wait_s=WAIT_S)
-        self.pool = WorkerPool(self.start, bounds, cluster, lambda _: None, lambda: self.now_s)
+        self.pool = WorkerPool(self.start, bounds, cluster, self.lines.append, lambda: self.now_s)
 
     def start(self, num_slots: int) -> SlotWorkerHandle:
         self.handles.append(PlayedHandle(num_slots))
@@ -107,6 +108,15 @@ def test_workers_come_as_subjects_wait_and_go_when_they_are_idle() -> None:
     assert sum(handle.num_slots for handle in played.pool.handles) == 12
 
 
+def test_each_worker_that_is_started_is_told_of_with_its_slots() -> None:
+    played = PlayedPool(WorkerBounds((1, 2), 0, IDLE_S))
+    played.num_waiting = 3
+    played.scale()
+    assert played.lines == [
+        "a worker of 2 slots is started, of now 1", "a worker of 1 slot is started, of now 2",
+    ]  # fmt: skip
+
+
 def test_the_last_worker_stays_until_nothing_is_left_to_do() -> None:
     played = PlayedPool(WorkerBounds((2, 2), 0, IDLE_S))
     played.scale()
@@ -153,7 +163,7 @@ def test_room_is_waited_for_from_the_first_start_on() -> None:
     played.scale()
     played.pool.check_worker_started()
     played.now_s += WAIT_S + 1
-    with pytest.raises(CapacityError, match=r"none of 1 workers .* within 900 s"):
+    with pytest.raises(CapacityError, match=r"none of 1 worker .* within 900 s"):
         played.pool.check_worker_started()
 
 

@@ -12,7 +12,7 @@ def test_torch_still_has_what_is_used_of_it() -> None:
         ("torch.utils._pytree", "tree_map_only"),
         ("torch.utils.weak", "WeakIdKeyDictionary"),
     ):
-        find_private("torch", module, name, user="torch_memory.py")
+        find_private("torch", module, name, user="torch_peak_memory.py")
 
 
 def test_the_peak_is_what_lives_at_once_without_weights() -> None:

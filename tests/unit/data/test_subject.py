@@ -32,7 +32,8 @@ def test_a_caption_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("identifier", "word"), [("dog", "class noun itself"), ("Red", "ordinary word")]
+    ("identifier", "word"),
+    [("dog", "class noun itself"), ("Red", "ordinary word"), ("picture", "ordinary word")],
 )
 def test_an_ordinary_identifier_is_warned_of_with_the_reason(identifier: str, word: str) -> None:
     assert word in str(identifier_warning(identifier, "dog"))

@@ -102,6 +102,8 @@ def test_an_image_by_url_is_the_image_and_its_url_is_signed(
     for forged in (later, other_sign, unsigned, f"{unsigned}?signature=\u00e9"):
         refused = client.get(forged)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "invalid_signature")
+    documented = client.get("/openapi.json").json()["paths"]["/v1/images/files/{name}"]["get"]
+    assert "403" in documented["responses"]
 
 
 def test_a_url_stays_with_its_key_and_ends_with_its_time(
