@@ -1,4 +1,4 @@
-"""Measure it all: `python -m benchmarks.gpu [--dry] [--budget-s 240] [--out FILE]`."""
+"""Measure it all: `python -m benchmarks.gpu [--dry] [--budget-s 420] [--out FILE]`."""
 
 import argparse
 import json

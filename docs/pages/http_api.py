@@ -39,10 +39,10 @@ def http_api() -> str:
         "lower: see `limits` in [configuration](configuration.md)."
     )
     parts, used = [], dict[str, None]()
+    schemas = document["components"]["schemas"]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            parts += operation_parts(method, path, operation, used)
-    schemas = document["components"]["schemas"]
+            parts += operation_parts(method, path, operation, schemas, used)
     parts.append("## Objects")
     shown = set[str]()
     while missing := [name for name in used if name not in shown]:
@@ -54,21 +54,27 @@ def http_api() -> str:
 
 
 def operation_parts(
-    method: str, path: str, operation: dict[str, Any], used: dict[str, None]
+    method: str,
+    path: str,
+    operation: dict[str, Any],
+    schemas: dict[str, Any],
+    used: dict[str, None],
 ) -> list[str]:
     """Heading, meaning, bodies and answers of one operation."""
     parts = [f"## {method.upper()} {cell(path)}", cell(operation.get("description", ""))]
-    if named := operation.get("parameters"):
-        parts.append("In the path: " + ", ".join(code(p["name"]) for p in named) + ".")
+    for place in ("path", "query"):
+        named = [code(p["name"]) for p in operation.get("parameters", []) if p["in"] == place]
+        if named:
+            parts.append(f"In the {place}: {', '.join(named)}.")
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        schema = content["schema"]
+        schema = form_schema(content["schema"], schemas)
         parts.append(f"Body as `{kind}`:")
         if "$ref" in schema:
             parts.append(schema_words(schema, used))
         else:
             parts.append(fields_table(schema, used))
     good, refusals = [], []
-    for status, answer in operation["responses"].items():
+    for status, answer in sorted(operation["responses"].items()):
         contents = answer.get("content", {})
         words = [schema_words(c.get("schema", {}), used) for c in contents.values()]
         if status.startswith("2"):
@@ -78,6 +84,13 @@ def operation_parts(
     needs = "needs a key where keys are set" if operation.get("security") else "needs no key"
     parts.append(f"Answers {', '.join(good)}; refuses with {', '.join(refusals)}. It {needs}.")
     return parts
+
+
+def form_schema(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a form that FastAPI has named after a function; any other body as it is."""
+    name = schema.get("$ref", "").rpartition("/")[2]
+    form: dict[str, Any] = schemas[name] if name.startswith("Body_") else schema
+    return form
 
 
 def fields_table(schema: dict[str, Any], used: dict[str, None]) -> str:

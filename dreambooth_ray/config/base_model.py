@@ -10,7 +10,7 @@ from dreambooth_ray.config.training import Quantization
 
 
 class ModelConfig(Section):
-    """Which Stable Diffusion to start from."""
+    """Which model to start from."""
 
     uri: PathText = Field(
         "toyworld",
@@ -27,7 +27,7 @@ class ModelConfig(Section):
         None, description="what a single file predicts that does not say so, as those of 2.x"
     )
     quantization: Quantization = Field(
-        "none", description="of the UNet's frozen linear layers, under adapters"
+        "none", description="of the denoiser's frozen linear layers, under adapters"
     )
 
     @property

@@ -70,7 +70,7 @@ class TrainConfig(TrainingImagesConfig):
         "ddp", description="each worker a whole model, or sharded by PyTorch or by DeepSpeed"
     )
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    unet: bool = Field(True, description="train the UNet")
+    unet: bool = Field(True, description="train the denoiser: a UNet or transformer")
     steps: int = Field(400, ge=1, description="optimizer steps")
     batch_size: int = Field(
         2, ge=1, description="photographs a step, over all workers; as many class images"
