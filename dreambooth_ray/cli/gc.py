@@ -59,7 +59,7 @@ def collect_garbage(
     store, now_s = Store(storage), time.time()
     cutoff_s = now_s - parse_age(older_than)
     all_garbage = [
-        *find_garbage(store, cutoff_s, now_s),
+        *find_garbage(store, cutoff_s, now_s, lambda message: print(f"note\t{message}")),
         *find_queue_garbage(store, cutoff_s, now_s),
         *find_image_job_garbage(store, cutoff_s, now_s),
         *find_expired_image_files(store, cutoff_s, now_s),

@@ -6,12 +6,12 @@ what a pointer names. Pointers go before what they name, so that nobody finds a 
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from dreambooth_ray.config.load import parse_config
-from dreambooth_ray.errors import DreamBoothError
+from dreambooth_ray.errors import DreamBoothError, StorageError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.file_listing import list_files
 from dreambooth_ray.storage.store import Store
@@ -41,36 +41,50 @@ class Garbage:
 
 @dataclass(frozen=True)
 class RunReferences:
-    """What a run holds. prior_set: digest; photographs: artifact names; is_held: by a process."""
+    """What a run holds. prior_set: digest; photographs: artifact names; is_held: by a process.
+
+    problem: why it can't be read, "" where it can; then what it uses is not known
+    """
 
     run_id: str
     prior_set: str | None
     photographs: frozenset[str]
     is_held: bool
+    problem: str = ""
 
 
-def find_garbage(storage: Store, before_s: float, now_s: float) -> list[Garbage]:
+def find_garbage(
+    storage: Store,
+    before_s: float,
+    now_s: float,
+    say: Callable[[str], None] = lambda message: None,
+) -> list[Garbage]:
     """Half uploads, class images and photographs that no run uses, sorted by name.
 
+    While a run can't be read, nobody knows which class images and photographs it uses: all stay.
+
     before_s: Unix time; what has changed since stays. now_s: Unix time
+    say: is told which run can't be read, and why
     raises: StorageError
     """
-    run_ids = storage.names("runs")
-    with ThreadPoolExecutor(_READERS) as pool:
-        run_references = list(
-            pool.map(lambda run_id: read_run_references(storage, run_id, now_s), run_ids)
-        )
+    run_references = _read_all_references(storage, now_s)
     garbage_items = [
         *_find_run_garbage(
             storage, [reference.run_id for reference in run_references if not reference.is_held]
         ),
-        *_find_unused_priors(storage, run_references),
         *_find_half_uploads(storage, "", f"{paths.MODELS}/"),
-        *_find_unused_photographs(
-            storage,
-            frozenset[str]().union(*(reference.photographs for reference in run_references)),
-        ),
+        *_find_half_uploads(storage, "", _PHOTOGRAPHS),
     ]
+    unreadable_runs = [reference for reference in run_references if reference.problem]
+    for reference in unreadable_runs:
+        say(
+            f"all class images and photographs stay, as nobody knows which of them run "
+            f"{reference.run_id} uses: {reference.problem}"
+        )
+    if not unreadable_runs:
+        garbage_items += _find_unused_priors(storage, run_references)
+        used_photographs = frozenset[str]().union(*(run.photographs for run in run_references))
+        garbage_items += _find_unused_photographs(storage, used_photographs)
     return sorted(
         (garbage_item for garbage_item in garbage_items if garbage_item.modified_s < before_s),
         key=lambda garbage_item: garbage_item.name,
@@ -81,9 +95,9 @@ def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
     """Remove it, unless a run has come to use it meanwhile; whether it was removed."""
     is_half_upload = _ARTIFACT_FOLDER.fullmatch(item.name) is not None
     if not is_half_upload:
-        run_references = [
-            read_run_references(storage, run_id, now_s) for run_id in storage.names("runs")
-        ]
+        run_references = _read_all_references(storage, now_s)
+        if any(reference.problem for reference in run_references):
+            return False
         used_names = {
             paths.prior_set(reference.prior_set)
             for reference in run_references
@@ -103,16 +117,29 @@ def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
     return True
 
 
+def _read_all_references(storage: Store, now_s: float) -> list[RunReferences]:
+    """What each run holds, also those that have begun while others were read."""
+    references_by_run: dict[str, RunReferences] = {}
+    with ThreadPoolExecutor(_READERS) as pool:
+        while new_runs := [name for name in storage.names("runs") if name not in references_by_run]:
+            for reference in pool.map(
+                lambda run_id: read_run_references(storage, run_id, now_s), new_runs
+            ):
+                references_by_run[reference.run_id] = reference
+    return list(references_by_run.values())
+
+
 def read_run_references(storage: Store, run_id: str, now_s: float) -> RunReferences:
-    """What a run holds; what can't be read counts as held."""
+    """What a run holds; one that can't be read counts as held. Raises StorageError."""
     run_store = storage.sub(paths.run(run_id))
     prior_set_digest, photograph_artifacts = None, frozenset[str]()
     try:
         prior_set_digest = str(json.loads(run_store.read(paths.PRIOR_USE))["set"])
     except FileNotFoundError:
         pass
-    except (ValueError, KeyError, TypeError):
-        return RunReferences(run_id, None, frozenset(), is_held=True)
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"{run_store.uri}/{paths.PRIOR_USE} is damaged ({error!r}); remove that file"
+        return RunReferences(run_id, None, frozenset(), is_held=True, problem=problem)
     try:
         config = parse_config(run_store.read(paths.CONFIG).decode(), run_store.uri, [])
         photograph_uris = (subject.photos.rstrip("/") for subject in config.all_subjects)
@@ -121,8 +148,11 @@ def read_run_references(storage: Store, run_id: str, now_s: float) -> RunReferen
         )
     except FileNotFoundError:
         pass  # a folder that something else has left
-    except DreamBoothError:
-        return RunReferences(run_id, prior_set_digest, frozenset(), is_held=True)
+    except StorageError:
+        raise
+    except (DreamBoothError, UnicodeDecodeError) as error:
+        problem = f"{run_store.uri}/{paths.CONFIG} can't be read here: {error}"
+        return RunReferences(run_id, prior_set_digest, frozenset(), is_held=True, problem=problem)
     return RunReferences(
         run_id, prior_set_digest, photograph_artifacts, _is_run_held(run_store, now_s)
     )
@@ -157,7 +187,6 @@ def _find_unused_priors(storage: Store, run_references: list[RunReferences]) -> 
 
 
 def _find_unused_photographs(storage: Store, used: frozenset[str]) -> Iterator[Garbage]:
-    yield from _find_half_uploads(storage, "", _PHOTOGRAPHS)
     for file_name in storage.names(_PHOTOGRAPHS):
         artifact_name = f"{_PHOTOGRAPHS}{file_name.removesuffix('.json')}"
         if file_name.endswith(".json") and artifact_name not in used:

@@ -7,6 +7,7 @@ import pytest
 
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.file_listing import list_files
 from dreambooth_ray.storage.garbage import find_garbage, remove_garbage
@@ -127,3 +128,37 @@ def test_runs_and_pointers_that_can_not_be_read_are_left_alone(
     run.write(paths.CONFIG, b"written: by another version")
     names = find_names(storage)
     assert not [name for name in names if name.startswith("runs/")]
+
+
+@pytest.mark.parametrize("name", [paths.CONFIG, paths.PRIOR_USE])
+def test_what_a_run_that_can_not_be_read_may_use_stays(
+    storage: Store, tmp_path: Path, name: str
+) -> None:
+    plant_everything(storage, tmp_path)
+    items = find_garbage(storage, time.time() + 1, time.time())
+    storage.sub("runs/mine").write(name, b"written: by another version \xff")
+    removed = [item.name for item in items if remove_garbage(storage, item, time.time())]
+    assert removed == [item for item in removed if item.endswith(NONCE)]
+    messages: list[str] = []
+    now_s = time.time() + 1
+    left = [item.name for item in find_garbage(storage, now_s, now_s, messages.append)]
+    assert not [found for found in left if found.startswith(("priors/", "photographs/"))]
+    assert "run mine uses" in messages[0] and name in messages[0]
+    assert manifest.find_damage(storage, "photographs/used") is None
+    assert manifest.find_damage(storage, "photographs/unused") is None
+
+
+def test_a_storage_that_refuses_a_run_ends_the_search(
+    storage: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_everything(storage, tmp_path)
+    read = Store.read
+
+    def refuse_config(store: Store, file_name: str, patience_s: float = 0.0) -> bytes:
+        if file_name == paths.CONFIG:
+            raise StorageError("access is denied")
+        return read(store, file_name)
+
+    monkeypatch.setattr(Store, "read", refuse_config)
+    with pytest.raises(StorageError, match="denied"):
+        find_names(storage)
