@@ -12,6 +12,7 @@ beyond the point at which a newer one took over is ignored (`fence.py`).
 
 import contextlib
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -158,6 +159,7 @@ class Lease:
         """
         self.number, self.previous_holder = number, previous_holder
         self._files, self._holder, self._renewed_at_s = files, holder, renewed_at_s
+        self._is_given_back, self._write_lock = False, threading.Lock()
 
     @property
     def renew_interval_s(self) -> float:
@@ -171,20 +173,41 @@ class Lease:
         return self._renewed_at_s + hold_s - self._files.clock()
 
     def renew(self) -> None:
-        """Show that the holder lives.
+        """Show that the holder lives; nothing once it is given back.
 
         raises: LeaseLostError if another has taken over, StorageError or OSError
         """
-        renewal_began_s = self._files.clock()
-        newest_lease_number = self._files.newest_lease_number()
-        if newest_lease_number is not None and newest_lease_number > self.number:
+        with self._write_lock:
+            if self._is_given_back:
+                return
+            renewal_began_s = self._files.clock()
+            self._check_not_lost()
+            self._holder = self._holder.renewed()
+            self._files.store.write(
+                self._files.lease_file_name(self.number), self._holder.as_json()
+            )
+            self._renewed_at_s = renewal_began_s
+
+    def _check_not_lost(self) -> None:
+        """By number, and by its file: what is removed and made anew counts from the beginning."""
+        newest_lease_number = self._files.newest_lease_number() or 0
+        if newest_lease_number > self.number:
             raise LeaseLostError(
                 f"{self._files.store.uri} has been taken over by another process while this one "
                 "was silent, and two would spoil it; that one goes on"
             )
-        self._holder = self._holder.renewed()
-        self._files.store.write(self._files.lease_file_name(self.number), self._holder.as_json())
-        self._renewed_at_s = renewal_began_s
+        try:
+            stored_lease = self._files.store.read(self._files.lease_file_name(self.number))
+        except FileNotFoundError:
+            stored_nonce = None
+        else:
+            stored_nonce = parse_lease_holder(stored_lease).nonce
+        # One without a nonce is damaged, and written anew.
+        if stored_nonce is None or stored_nonce not in ("", self._holder.nonce):
+            raise LeaseLostError(
+                f"{self._files.store.uri} has been removed by another process while this one was "
+                "silent; what is there now, if anything, is not this one's"
+            )
 
     def release(self) -> None:
         """Give it back: whoever comes next need not wait.
@@ -192,9 +215,12 @@ class Lease:
         raises: StorageError or OSError; this process may take it again all the same
         """
         self.abandon()
-        released_content = replace(self._holder.renewed(), released=True).as_json()
-        self._files.store.write(self._files.lease_file_name(self.number), released_content)
+        # After a renewal that is on its way: its answer would be the last word.
+        with self._write_lock:
+            released_content = replace(self._holder.renewed(), released=True).as_json()
+            self._files.store.write(self._files.lease_file_name(self.number), released_content)
 
     def abandon(self) -> None:
         """Hold it no more, without a word to others: they have to wait, this process need not."""
+        self._is_given_back = True
         _dropped_nonces.add(self._holder.nonce)

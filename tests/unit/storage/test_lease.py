@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -154,6 +155,52 @@ def test_a_holder_that_was_followed_learns_of_it(run: Store) -> None:
     with pytest.raises(LeaseLostError, match="taken over by another process"):
         lease.renew()
     assert json.loads(run.read(f"{LEASES}/000001.json"))["num_renewals"] == 1
+
+
+def test_a_holder_of_what_was_removed_learns_of_it(run: Store) -> None:
+    lease = take(run)
+    lease.renew()
+    run.remove(LEASES)
+    with pytest.raises(LeaseLostError, match="has been removed by another process"):
+        lease.renew()
+    # Made anew meanwhile: by number, the two can't be told apart.
+    other = take(run)
+    assert other.number == lease.number == 1
+    with pytest.raises(LeaseLostError, match="has been removed by another process"):
+        lease.renew()
+    other.renew()
+
+
+def test_a_lease_given_back_is_not_renewed(run: Store) -> None:
+    lease = take(run)
+    lease.release()
+    lease.renew()
+    assert take(run).number == 2
+
+
+def test_a_renewal_on_its_way_is_not_the_last_word(
+    run: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = take(run)
+    is_writing, may_write = threading.Event(), threading.Event()
+    write = Store.write
+
+    def write_renewal_late(store: Store, name: str, data: bytes) -> None:
+        if not json.loads(data)["released"]:
+            is_writing.set()
+            assert may_write.wait(10.0)
+        write(store, name, data)
+
+    monkeypatch.setattr(Store, "write", write_renewal_late)
+    with ThreadPoolExecutor(2) as pool:
+        renewal = pool.submit(lease.renew)
+        assert is_writing.wait(10.0)
+        giving_back = pool.submit(lease.release)
+        wait([giving_back], timeout=0.2)
+        may_write.set()
+        renewal.result()
+        giving_back.result()
+    assert json.loads(run.read(run_leases(run).lease_file_name(1)))["released"]
 
 
 def test_an_answer_that_never_came_is_no_lease_of_ours(
