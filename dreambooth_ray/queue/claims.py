@@ -39,19 +39,26 @@ class Claims:
         self._watches: dict[str, LeaseSilenceWatch] = {}
         self._lock = threading.Lock()
 
-    def claim(self, name: str, lease_s: float, purpose: str = "") -> Lease | None:
+    def lease_files(self, name: str, lease_s: float) -> LeaseFiles:
+        """The leases of a record. lease_s: of those that do not say how long they last"""
+        return LeaseFiles(self._records, f"{name}/{_PREFIX}", _DIGITS, self._clock, lease_s)
+
+    def claim(
+        self, name: str, lease_s: float, purpose: str = "", *, silent_lease: int | None = None
+    ) -> Lease | None:
         """Become the record's runner, if it has none that may live; one of several callers wins.
 
-        purpose: of `Holder`
+        purpose: of `Holder`; silent_lease: number of one that is known to be a dead runner's
         raises: StorageError
         """
-        lease_files = LeaseFiles(self._records, f"{name}/{_PREFIX}", _DIGITS, self._clock, lease_s)
+        lease_files = self.lease_files(name, lease_s)
         with self._lock:
             if name not in self._watches and len(self._watches) >= _MOST_WATCHED:
                 self._watches.pop(next(iter(self._watches)))
             silence_watch = self._watches.setdefault(name, LeaseSilenceWatch(self._clock))
         newest_lease = lease_files.read_newest()
-        if not (silence_watch.is_dead(newest_lease) or newest_lease.is_free):
+        is_known_dead = newest_lease.number == silent_lease
+        if not (is_known_dead or silence_watch.is_dead(newest_lease) or newest_lease.is_free):
             return None
         lease = lease_files.take_next_lease(newest_lease, lease_s, purpose=purpose)
         if lease is not None:

@@ -4,6 +4,7 @@ Its record goes first and the mark of its end last: whoever is cut off between t
 the next. A record without any mark would say for ever that its work was added before.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from dreambooth_ray.queue.work_records import (
     work_record_path,
 )
 from dreambooth_ray.storage.file_listing import ListedFile, list_files
-from dreambooth_ray.storage.garbage import Garbage
+from dreambooth_ray.storage.garbage import LEASE_S, Garbage
 from dreambooth_ray.storage.local_files import remove_empty_folders
 from dreambooth_ray.storage.store import Store
 
@@ -123,7 +124,8 @@ def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) 
     claims: where its claims lie, in a folder of its own that goes as well; ends: all its marks
     """
     work_id = ends[0].id
-    lease = Claims(claims).claim(work_id, _LEASE_S)
+    silent_lease = _find_silent_lease(claims, work_id)
+    lease = Claims(claims).claim(work_id, _LEASE_S, silent_lease=silent_lease)
     if lease is None:
         return False
     if _is_work_open(queue, work_id):
@@ -137,6 +139,20 @@ def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) 
         if queue.is_local:
             remove_empty_folders(queue.local_path(f"ended/{ended_mark_name(work_end)}").parent)
     return True
+
+
+def _find_silent_lease(claims: Store, work_id: str) -> int | None:
+    """Of a runner that died between the mark of the end and giving its lease back."""
+    files = Claims(claims).lease_files(work_id, _LEASE_S)
+    newest_number = files.newest_lease_number()
+    if newest_number is None:
+        return None
+    name = files.lease_file_name(newest_number)
+    is_silent = any(
+        f"{work_id}/{listed_file.name}" == name and time.time() - listed_file.modified_s > LEASE_S
+        for listed_file in list_files(claims, work_id)
+    )
+    return newest_number if is_silent else None
 
 
 def _is_work_open(queue: Store, work_id: str) -> bool:

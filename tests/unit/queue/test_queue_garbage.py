@@ -1,3 +1,4 @@
+import os
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -86,6 +87,21 @@ def test_what_was_taken_up_since_it_was_found_stays(storage: Store, queue: WorkQ
     assert not remove_ended_garbage(storage, item)
     assert drain(queue) == ["again"]
     assert queue.has_work("held")
+
+
+@pytest.mark.parametrize(("age_s", "is_removed"), [(2 * 3600.0, True), (60.0, False)])
+def test_a_runner_that_died_before_it_gave_its_lease_back_is_followed(
+    storage: Store, queue: WorkQueue, age_s: float, is_removed: bool
+) -> None:
+    add(queue, "a")
+    drain(queue)
+    lease = queue._claims.claim("a", LEASE_S)
+    assert lease is not None
+    path = storage.sub(NAME).local_path(f"claims/a/lease-{lease.number:04d}.json")
+    os.utime(path, (time.time() - age_s,) * 2)
+    (item,) = find(storage)
+    assert remove_ended_garbage(storage, item) == is_removed
+    assert (list_files(storage, "queue") == []) == is_removed
 
 
 @pytest.mark.parametrize("num_removed", range(8))
