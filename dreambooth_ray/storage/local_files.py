@@ -1,12 +1,17 @@
 """Files of this machine that are seen whole or not at all."""
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dreambooth_ray.errors import StorageError
+
+# As the file systems of memory cards, and some that show a bucket as a folder, say it.
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
@@ -26,14 +31,25 @@ def create_by_link(path: Path, data: bytes) -> bool:
     """Make a file unless one of that name is there; whether it was made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = Path(f"{path}.{uuid.uuid4().hex}.partial")
-    partial_path.write_bytes(data)
     try:
+        with partial_path.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
         # A hard link appears whole, and fails where the name is taken.
         path.hardlink_to(partial_path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno in _NO_HARD_LINKS:
+            raise StorageError(
+                f"storage {path.parent}: its file system has no hard links, by which one of two "
+                "processes that write a name wins; choose another storage.uri, such as a folder of "
+                "a local disk, NFS or an object store"
+            ) from error
+        raise
     finally:
-        partial_path.unlink()
+        partial_path.unlink(missing_ok=True)
     return True
 
 

@@ -10,12 +10,12 @@ start at pointers and see nothing else.
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError
+from dreambooth_ray.storage.damaged_file import raise_damage
 from dreambooth_ray.storage.store import Store
 
 MANIFEST = "manifest.json"
@@ -148,19 +148,10 @@ def download_files(store: Store, folder: str, files: Iterable[FileEntry], local:
     """
     for file_entry in files:
         name = f"{folder}/{file_entry.name}" if folder else file_entry.name
-        with raise_damage_if_missing(store, name):
+        with raise_damage(store, name):
             digest = store.download(name, local / file_entry.name, file_entry.size_bytes)
         if digest != file_entry.sha256:
             raise CheckpointError(f"{store.uri}/{name} differs from its manifest: it is damaged")
-
-
-@contextmanager
-def raise_damage_if_missing(store: Store, name: str) -> Iterator[None]:
-    """A block whose FileNotFoundError is a CheckpointError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{store.uri}/{name} is missing") from error
 
 
 def parse_manifest(manifest: bytes, where: str) -> tuple[dict[str, object], list[FileEntry]]:
@@ -201,7 +192,7 @@ def read_artifact_file(store: Store, name: str, file: str) -> bytes:
     folder, _, file_entries = read_entries(store, name)
     expected_hashes = [f.sha256 for f in file_entries if f.name == file]
     path = f"{folder}/{file}"
-    with raise_damage_if_missing(store, path):
+    with raise_damage(store, path):
         file_bytes = store.read(path)
     if expected_hashes != [hashlib.sha256(file_bytes).hexdigest()]:
         raise CheckpointError(f"{store.uri}/{path} differs from its manifest: it is damaged")

@@ -115,6 +115,18 @@ def _error_code(error: BaseException) -> str:
     return str((response or {}).get("Error", {}).get("Code", ""))
 
 
+def is_name_taken(error: OSError) -> bool:
+    """Whether a conditional write was refused, as a file of that name is there."""
+    # SeaweedFS says it in words alone, others by the code alone.
+    is_refused = _error_code(error) in ("PreconditionFailed", "412")
+    return is_refused or "pre-condition" in str(error).lower()
+
+
+def is_beyond_end(error: BaseException | None) -> bool:
+    """Whether a range was asked for that a file, shorter than it should be, does not have."""
+    return error is not None and _error_code(error) in ("InvalidRange", "416")
+
+
 def is_bucket_gone(error: BaseException) -> bool:
     """Whether a store says that there is no such bucket."""
     error_text = str(error).lower()

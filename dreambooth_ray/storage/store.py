@@ -14,7 +14,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage import local_files, s3_calls, transfer
+from dreambooth_ray.storage import local_files, retry, s3_calls, transfer
 from dreambooth_ray.storage.ordered_listing import list_files_after, list_names
 from dreambooth_ray.storage.retry import PATIENCE_S, explain_local_error, retry_while_away
 
@@ -107,6 +107,8 @@ class Store:
             if self.read(probe_name) != b"probe":
                 raise StorageError(f"{self.uri} gives back other bytes than were written to it")
             self.remove_file(probe_name)
+            if self.is_local and self.create(probe_name, b"probe"):
+                self.remove_file(probe_name)
         except OSError as error:
             raise StorageError(
                 f"storage {self.uri} is not writable ({error}); choose another storage.uri or "
@@ -195,8 +197,7 @@ class Store:
         except FileExistsError:
             return False
         except OSError as error:
-            # Moto raises FileExistsError, SeaweedFS this.
-            if "pre-condition" in str(error).lower():
+            if retry.is_name_taken(error):
                 return False
             raise
         return True

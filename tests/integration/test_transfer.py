@@ -87,6 +87,18 @@ def test_other_bytes_of_the_same_size_are_seen_without_reading_them(
         manifest.download_artifact(store, "one", tmp_path / "out")
 
 
+@pytest.mark.parametrize("size", [0, 7])
+def test_a_file_that_was_cut_off_is_damage(
+    store: Store, folder: Path, tmp_path: Path, size: int
+) -> None:
+    """Beyond its end the store has no range to give."""
+    manifest.commit_artifact(store, "one", folder, {})
+    store.write(f"{manifest.find_artifact_folder(store, 'one')}/large", bytes(size))
+    with pytest.raises(CheckpointError, match="is cut off|differs from its manifest"):
+        manifest.download_artifact(store, "one", tmp_path / "out")
+    assert not (tmp_path / "out" / "large").exists()
+
+
 def test_an_upload_that_fails_leaves_no_parts(
     store: Store, lossy: FaultProxy, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,10 @@
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage.store import Store
@@ -68,6 +71,49 @@ def test_unwritable_storage_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="file"):
         Store(str(tmp_path / "file")).check_writable()
+
+
+def test_storage_without_hard_links_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    with pytest.raises(StorageError, match=r"no hard links.*choose another storage\.uri"):
+        Store(str(tmp_path)).check_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_created_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").read_bytes())
+        assert not (tmp_path / "pointer").exists()
+
+    monkeypatch.setattr(os, "fsync", note)
+    Store(str(tmp_path)).create("pointer", b"content")
+    assert synced == [b"content"]
+
+
+@pytest.mark.parametrize("code", ["PreconditionFailed", "412"])
+def test_a_name_is_taken_by_the_stores_code_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """A lost answer of a create that is sent again ends there, too."""
+    store = Store(f"memory://{tmp_path.name}")
+    store.write("mine", b"first")
+
+    def refuse(*_: object, **__: object) -> None:
+        answer = ClientError({"Error": {"Code": code, "Message": ""}}, "PutObject")
+        raise OSError(errno.EINVAL, None) from answer
+
+    monkeypatch.setattr(type(store.filesystem[0]), "pipe_file", refuse)
+    assert store.create("mine", b"first")
+    assert not store.create("mine", b"second")
 
 
 def test_a_writable_store_is_left_as_it_was(store: Store) -> None:
