@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.fleet_queue import FleetEntry
 from dreambooth_ray.errors import PERMANENT, DreamBoothError, StorageError, describe_error
@@ -18,11 +18,12 @@ from dreambooth_ray.storage.error_tolerant_check import ErrorTolerantCheck
 # Between looks at a queue in which nothing waited: in a local folder, and elsewhere.
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 10.0
 _RENEWALS_A_LEASE = 6
+_CLAIM_LOST = "another process has taken it over: storage had not heard of this one in time"
 
 
 @dataclass(frozen=True)
 class _HeldWork:
-    """Work of this process, and the run that it is; None where that can't be opened."""
+    """Work of this process, and the run that it is; None until that is opened."""
 
     entry: FleetEntry
     work: ClaimedWork
@@ -61,6 +62,7 @@ class StoredQueue:
         self._interval_s, self._most_at_once = interval_s, most_at_once
         self._most_of_owner, self._ahead = most_of_owner, list[FleetEntry]()
         self._held: dict[str, _HeldWork] = {}
+        self._lost_ids: set[str] = set()
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._must_yield = must_yield
         self._empty_since_s: float | None = None
@@ -125,11 +127,19 @@ class StoredQueue:
             return None
         while (work := self._queue.claim_next(self._lease_s, self._most_of_owner)) is not None:
             self._num_waiting -= 1
-            entry = self._prepare_claimed_work(work)
-            if entry is not None:
+            if not self._adopt_claim(work) and (entry := self._prepare_claimed_work(work)):
                 return entry
         self._empty_since_s = now_s
         return None
+
+    def _adopt_claim(self, work: ClaimedWork) -> bool:
+        """Whether it is what this process is doing: its claim was lost, and nobody else has it."""
+        with self._lock:
+            held_work = self._held.get(work.record.id)
+            if held_work is not None:
+                self._held[work.record.id] = replace(held_work, work=work)
+                self._lost_ids.discard(work.record.id)
+        return held_work is not None
 
     def _prepare_claimed_work(self, work: ClaimedWork) -> FleetEntry | None:
         """None, and its try is over, if its run can't be opened."""
@@ -139,14 +149,16 @@ class StoredQueue:
             entry.seconds = earlier_entry.seconds
         entry.tries = work.num_failures + 1
         self._entries[entry.id] = entry
-        prepared_run, preparation_error = None, None
+        # Before it is prepared, which may take longer than a lease: a model may be downloaded.
+        with self._lock:
+            held_work = self._held[entry.id] = _HeldWork(entry, work, None)
         try:
             prepared_run = self._prepare(work_record)
         except DreamBoothError as reason:
             preparation_error = reason
-        with self._lock:
-            self._held[entry.id] = _HeldWork(entry, work, prepared_run)
-        if preparation_error is None:
+        else:
+            with self._lock:
+                self._held[entry.id] = replace(held_work, run=prepared_run)
             return entry
         may_retry = not isinstance(preparation_error, PERMANENT)
         elapsed_s = time.monotonic() - start_s
@@ -193,7 +205,7 @@ class StoredQueue:
     @staticmethod
     def _note_lost_claim(entry: FleetEntry) -> None:
         entry.state = "waiting"
-        entry.note = "another process has taken it over: storage had not heard of this one in time"
+        entry.note = _CLAIM_LOST
 
     def _pop_claim(self, entry: FleetEntry) -> ClaimedWork:
         # Its owner may have another begun now.
@@ -223,6 +235,8 @@ class StoredQueue:
         with self._lock:
             works = [held_work.work for held_work in self._held.values()]
         for work in works:
-            self._queue.renew(work)
+            if not self._queue.renew(work) and work.record.id not in self._lost_ids:
+                self._lost_ids.add(work.record.id)
+                self._say(f"{work.record.id}: {_CLAIM_LOST}")
         if self._queue.recover_abandoned_work(self._lease_s):
             self._empty_since_s = None

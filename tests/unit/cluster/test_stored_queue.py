@@ -1,6 +1,7 @@
 """Workers of several processes, played here, take subjects from a queue in storage."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Stored:
         self.store = Store(str(folder))
         self.lines: list[str] = []
         self.stopped = threading.Event()
+        self.prepare = prepare
 
     def add(self, name: str, owner: str = "ann", payload: str = "") -> None:
         record = WorkRecord(id=name, owner=owner, payload=payload, created_ms=1_000)
@@ -44,10 +46,11 @@ class Stored:
         most_at_once: int = 9,
         most_of_owner: int | None = None,
         must_yield: Callable[[], bool] = lambda: False,
+        lease_s: float = 60.0,
     ) -> StoredQueue:
         return StoredQueue(
-            WorkQueue(self.store), prepare, lambda _: self.stopped.set(), self.lines.append,
-            lease_s=60.0, retries=retries, interval_s=0.02, most_at_once=most_at_once,
+            WorkQueue(self.store), self.prepare, lambda _: self.stopped.set(), self.lines.append,
+            lease_s=lease_s, retries=retries, interval_s=0.02, most_at_once=most_at_once,
             most_of_owner=most_of_owner, must_yield=must_yield,
         )  # fmt: skip
 
@@ -132,6 +135,54 @@ def test_what_a_killed_process_was_doing_is_done_by_the_next(stored: Stored) -> 
     assert stored.ended == {"a": "done"}
     # It has not failed once.
     assert queue.entries[0].tries == 1
+
+
+def test_a_claim_is_renewed_while_its_run_is_prepared(stored: Stored) -> None:
+    """As a model is downloaded: for longer than a lease."""
+    stored.add("a")
+    queue = WorkQueue(stored.store)
+
+    def prepare_slowly(record: WorkRecord) -> PreparedRun:
+        files = queue._claims.lease_files(record.id, 60.0)
+        deadline_s = time.monotonic() + 30
+        while (holder := files.read_newest().holder) is None or holder.num_renewals < 3:
+            assert time.monotonic() < deadline_s, "the claim is not renewed"
+            stored.stopped.wait(0.01)
+        return RUN
+
+    stored.prepare = prepare_slowly
+    with stored.open(lease_s=0.6) as stored_queue:
+        work_off(stored_queue)
+    assert stored.ended == {"a": "done"}
+
+
+def test_what_was_lost_and_given_back_is_not_begun_twice(stored: Stored) -> None:
+    stored.add("a")
+    with stored.open() as queue:
+        entry = queue.next()
+        assert entry is not None
+        # Another process has taken it, could not open its run, which is in use, and gave it back.
+        queue._held["a"].work.lease.release()
+        other = WorkQueue(stored.store)
+        assert other.recover_abandoned_work(60.0)
+        work = other.claim_next(60.0)
+        assert work is not None
+        assert other.give_back(work, has_failed=True)
+        assert queue.next() is None
+        assert list(queue._held) == ["a"]
+        queue.finish(entry, None, 1.0)
+    assert stored.ended == {"a": "done"}
+
+
+def test_a_lost_claim_is_said_once(stored: Stored) -> None:
+    stored.add("a")
+    with stored.open() as queue:
+        entry = queue.next()
+        assert entry is not None
+        stored.store.remove("claims/a")
+        queue._renew()
+        queue._renew()
+        assert len([line for line in stored.lines if "taken it over" in line]) == 1
 
 
 def test_storage_that_is_away_is_tried_again_and_no_mistake_of_the_subject(stored: Stored) -> None:
