@@ -24,7 +24,7 @@ from dreambooth_ray.models.trainable_params import (
     load_part_weights,
 )
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.fence import find_checkpoint
+from dreambooth_ray.storage.fence import CheckpointId, find_checkpoint
 from dreambooth_ray.storage.scratch import scratch_folder
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.convert import verified_weights
@@ -32,6 +32,8 @@ from dreambooth_ray.training.checkpoint.download import CheckpointFiles, downloa
 from dreambooth_ray.training.metrics_log import read_metrics
 from dreambooth_ray.training.run_state import RunState
 
+# What a run does not depend on: a resume may change it.
+_MACHINE_SECTIONS = ("cluster", "memory", "storage", "checkpoint")
 _CARD = """\
 # {title}
 
@@ -73,6 +75,9 @@ def export_bundle(
     damaged one. Its other files are not read: storage is asked for their sizes and checksums. Where
     weights and optimizer share files (sharded strategies, earlier versions), all are read.
 
+    What is written follows from the checkpoint alone, byte for byte: of two holders, one of whom
+    was frozen and woke up, the one writes what the other has written.
+
     directory: the base model's
     kept_files: of the checkpoint that the bundle is made of, where this machine still has them
     load: a model's parts, to put the weights into
@@ -87,7 +92,9 @@ def export_bundle(
         )
     with scratch_folder("bundle", config.storage.scratch) as folder:
         step = state.bundled_checkpoint_step
-        checkpoint_files = _open_checkpoint(run, step, folder, kept_files)
+        checkpoint = find_checkpoint(run, step)
+        created_s = manifest.read_artifact_metadata(run, checkpoint.name).get("created_at")
+        checkpoint_files = _open_checkpoint(run, checkpoint, folder, kept_files)
         stage_folder = folder / "bundle"
         with verified_weights(checkpoint_files) as weights:
             bundle_metadata = _write_weights(config, directory, weights, stage_folder, load)
@@ -97,15 +104,15 @@ def export_bundle(
         family = find_family(base_directory(directory))
         card = _render_card(config, family, run, base_model, step, state.last_step)
         (stage_folder / "card.md").write_text(card)
-        bundle_metadata |= {"step": step, "created_at": time.time()}
+        # Checkpoints of earlier versions do not say it.
+        bundle_metadata |= {"step": step, "created_at": created_s or time.time()}
         manifest.upload_folder_with_manifest(run, paths.BUNDLE, stage_folder, bundle_metadata)
 
 
 def _open_checkpoint(
-    run: Store, step: int, folder: Path, kept_files: CheckpointFiles | None
+    run: Store, checkpoint: CheckpointId, folder: Path, kept_files: CheckpointFiles | None
 ) -> CheckpointFiles:
     """raises: CheckpointError if a file of it is not in storage, or not what was sent"""
-    checkpoint = find_checkpoint(run, step)
     if kept_files is None:
         return download_weight_files(run, checkpoint, folder / "checkpoint")
     if mismatched_file := manifest.find_metadata_mismatch(run, checkpoint.name):
@@ -220,7 +227,7 @@ def _render_card(
         text_encoder="yes" if config.train.text_encoder else "no",
         first=sum(losses[:tenth_of_steps]) / tenth_of_steps,
         last=sum(losses[-tenth_of_steps:]) / tenth_of_steps,
-        config=dump_config(config),
+        config=dump_config(config, _MACHINE_SECTIONS),
     )
 
 

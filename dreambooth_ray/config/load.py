@@ -1,6 +1,7 @@
 """From a YAML recipe and dotted overrides to a Config, with errors for people."""
 
 import difflib
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,12 +107,13 @@ def load_storage(overrides: list[str]) -> StorageConfig:
     return parse_config("", "the command line", [*SUBJECT_OF_NO_MATTER, *overrides]).storage
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: Config, exclude: Collection[str] = ()) -> str:
     """The resolved configuration as YAML; parse_config reads it back to an equal Config.
 
     What nobody has set and the model's family chooses is left out.
+    exclude: sections that are left out
     """
-    config_tree = config.model_dump(mode="json")
+    config_tree = config.model_dump(mode="json", exclude=set(exclude))
     for section_name in ("prior", "sample"):
         for param_name in (
             SamplingParams.model_fields.keys() - getattr(config, section_name).given_values

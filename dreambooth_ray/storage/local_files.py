@@ -13,6 +13,7 @@ from dreambooth_ray.errors import StorageError
 # As the file systems of memory cards, and some that show a bucket as a folder, say it.
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """A file beside `path` that takes its place once it is whole and on disk."""

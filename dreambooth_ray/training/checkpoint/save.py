@@ -77,7 +77,7 @@ class CheckpointUploader:
         """
         assert self._pending is None
         step_metrics = {name: value for name, value in metrics.items() if name != "step"}
-        about = {**about, "step": step, "metrics": step_metrics}
+        about = {**about, "step": step, "metrics": step_metrics, "created_at": time.time()}
         self._pending = self._pool.submit(self._upload_files, step, nonce, local, about, is_kept)
 
     def finish_upload(self) -> None:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,8 @@ def kept(config: Config, run: Store, tiny_model: Path) -> LastLocalCheckpoint:
     }
     scratch = ScratchFolder("checkpoint-one", config.storage.scratch)
     DirectCheckpointIO().save_checkpoint({"state_dict": weights}, scratch.path / STATE)
-    manifest.commit_artifact(run, paths.checkpoint(5, lease=1), scratch.path, {"step": 5})
+    about: dict[str, object] = {"step": 5, "created_at": 12.5}
+    manifest.commit_artifact(run, paths.checkpoint(5, lease=1), scratch.path, about)
     digests = {entry.name: entry.sha256 for entry in manifest.local_entries(scratch.path)}
     return LastLocalCheckpoint(5, scratch, digests)
 
@@ -107,6 +110,27 @@ def test_what_fails_in_the_worker_is_left_to_who_started_the_run(
     # Another process reads it from storage.
     worker_export.export_in_worker(job_of(config, run, tiny_model), None)
     assert is_finished(run)
+
+
+def test_two_holders_of_one_checkpoint_write_the_same_bytes(
+    config: Config, run: Store, kept: LastLocalCheckpoint, tiny_model: Path
+) -> None:
+    """The second goes on with other machines, as a resume may."""
+    bundles = []
+    other = config.model_copy(
+        update={
+            "cluster": config.cluster.model_copy(update={"workers": 2}),
+            "checkpoint": config.checkpoint.model_copy(update={"every": 3}),
+        }
+    )
+    for holders_config, local_checkpoint in ((config, kept), (other, None)):
+        worker_export.export_in_worker(job_of(holders_config, run, tiny_model), local_checkpoint)
+        folder = run.local_path(paths.BUNDLE)
+        bundles.append({p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()})
+        shutil.rmtree(folder)
+    assert bundles[0] == bundles[1]
+    assert b"workers" not in bundles[0]["card.md"]
+    assert json.loads(bundles[0][manifest.MANIFEST])["about"]["created_at"] == 12.5
 
 
 def test_where_evaluations_choose_the_worker_makes_none(
