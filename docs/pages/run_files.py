@@ -22,7 +22,7 @@ FILES = {
     "priors": "beside `runs`: class images, shared by all runs that ask for the same",
     "end.json": "in a run: that its evaluations or validations ended it early; "
     "numbered like the metrics",
-    "priors_failed.json": "in a run: why its class images could not be made; "
+    "priors_end.json": "in a run: that its class images are made, or why they could not be; "
     "numbered like the metrics",
     "set.json": "in a set of class images: what it was asked for",
 }

@@ -116,7 +116,7 @@ class PriorSet:
         failure: Callable[[], str | None] = lambda: None,
         poll_s: float | None = None,
     ) -> None:
-        """count: images to use; failure(): why no more will come, if so.
+        """count: images to use; failure(): why no more will come, or that all have, if so.
 
         raises: CheckpointError if there is no set
         """
@@ -161,10 +161,11 @@ class PriorSet:
         return record
 
     def _wait_for_chunk(self, chunk_number: int) -> None:
-        poll_pause_s = self._poll_s
-        while not self._store.exists(f"{paths.prior_chunk_artifact(chunk_number)}.json"):
+        poll_pause_s, pointer = self._poll_s, f"{paths.prior_chunk_artifact(chunk_number)}.json"
+        while not self._store.exists(pointer):
             generation_failure = self._failure()
-            if generation_failure is not None:
+            # It may have come since the look, before the word that all have.
+            if generation_failure is not None and not self._store.exists(pointer):
                 raise DreamBoothError(
                     f"no more class images come to {self._store.uri}: {generation_failure}"
                 )

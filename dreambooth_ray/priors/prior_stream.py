@@ -15,7 +15,7 @@ _POLL_LOCAL_S, _POLL_REMOTE_S = 0.2, 3.0
 class PriorStream:
     """Generates while the block runs; its end waits for all images, and raises the thread's error.
 
-    A failure is written to the run as well, so that workers that wait for an image learn of it.
+    How it ended is written to the run as well, so that workers that wait for an image learn of it.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class PriorStream:
         """lease: number of the run's lease"""
         self._generate, self._request = generate, request
         self._set, self._run = set_store, run
-        self._failure_file = fence.numbered_file_name(paths.PRIOR_FAILURE, lease)
+        self._end_file = fence.numbered_file_name(paths.PRIOR_END, lease)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run_generation, name="priors", daemon=True)
 
     def __enter__(self) -> "PriorStream":
         """Begin to generate."""
-        self._run.remove_file(self._failure_file)
+        self._run.remove_file(self._end_file)
         self._thread.start()
         return self
 
@@ -54,12 +54,15 @@ class PriorStream:
             raise self._error
 
     def _run_generation(self) -> None:
+        end: dict[str, object] = {"complete": True}
         try:
             self._generate()
         except BaseException as error:  # handed to the thread that waits
-            self._error = error
-            error_json = json.dumps({"error": f"{error}"})
-            self._run.write(self._failure_file, error_json.encode())
+            self._error, end = error, {"error": f"{error}"}
+        try:
+            self._run.write(self._end_file, json.dumps(end).encode())
+        except BaseException as error:
+            self._error = self._error or error
 
     def __exit__(
         self,

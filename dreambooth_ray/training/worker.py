@@ -164,18 +164,25 @@ def _make_datasets(
     return train_and_validation_sets
 
 
+_CLASS_IMAGE_GONE = (
+    "all were made, and one is gone since: another run, `dreambooth gc` or a person has removed "
+    "it; start the run again, and it is made anew"
+)
+
+
 def open_priors(job: WorkerJob) -> PriorSet:
-    """The class images of a job, which may still be generated."""
-    run_store, prior_failure_file = (
+    """The class images of a job, which may still be generated; under no lease all have been."""
+    run_store, prior_end_file = (
         Store(job.run_uri),
-        fence.numbered_file_name(paths.PRIOR_FAILURE, job.lease),
+        fence.numbered_file_name(paths.PRIOR_END, job.lease),
     )
 
     def read_prior_failure() -> str | None:
         try:
-            return str(json.loads(run_store.read(prior_failure_file))["error"])
+            generation_end = json.loads(run_store.read(prior_end_file)) if job.lease else {}
         except FileNotFoundError:
             return None
+        return str(generation_end.get("error") or _CLASS_IMAGE_GONE)
 
     return PriorSet(Store(job.priors_uri), job.num_priors, read_prior_failure)
 
