@@ -57,7 +57,8 @@ def upload_photographs(folder: Path, storage: Store) -> str:
     for path in files_to_upload:
         hasher.update(f"{path.name}\0{manifest.file_hash(path)}\n".encode())
     photographs_key = paths.photographs(hasher.hexdigest()[:32])
-    if manifest.find_damage(storage, photographs_key) is not None:
+    # Until a run names them, which may be an hour away, their age alone keeps them.
+    if not _renew_photographs(storage, photographs_key):
         with tempfile.TemporaryDirectory(prefix="dreambooth-upload-") as staging_folder:
             for path in files_to_upload:
                 shutil.copyfile(path, Path(staging_folder) / path.name)
@@ -65,6 +66,16 @@ def upload_photographs(folder: Path, storage: Store) -> str:
                 storage, photographs_key, Path(staging_folder), {"kind": "photographs"}
             )
     return f"{storage.uri}/{photographs_key}"
+
+
+def _renew_photographs(storage: Store, name: str) -> bool:
+    """Make photographs that are there young again, for `gc`; whether they are there, whole."""
+    try:
+        storage.write(f"{name}.json", storage.read(f"{name}.json"))
+    except FileNotFoundError:
+        return False
+    # Now: they may have been on their way out.
+    return manifest.find_damage(storage, name) is None
 
 
 @cache

@@ -42,6 +42,27 @@ def list_files(store: Store, folder: str = "") -> list[ListedFile]:
     return sorted(_iterate_files(details_by_path, folder_path), key=lambda file: file.name)
 
 
+def find_modified_s(store: Store, name: str) -> float | None:
+    """Unix time of a file's last change, by the clock of the store; None if there is none.
+
+    raises: StorageError
+    """
+    filesystem, root = store.filesystem
+
+    def find_file_details() -> dict[str, Any]:
+        file_details: dict[str, Any] = filesystem.info(f"{root}/{name}")
+        return file_details
+
+    try:
+        return _read_modified_time(
+            find_file_details()
+            if store.is_local
+            else retry_while_away(find_file_details, store.uri)
+        )
+    except FileNotFoundError:
+        return None
+
+
 def _iterate_files(entries: dict[str, dict[str, Any]], path: str) -> Iterator[ListedFile]:
     for full_path, file_details in entries.items():
         relative_name = full_path.removeprefix(path).lstrip("/")

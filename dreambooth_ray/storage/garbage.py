@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import DreamBoothError, StorageError
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.file_listing import list_files
+from dreambooth_ray.storage.file_listing import find_modified_s, list_files
 from dreambooth_ray.storage.store import Store
 
 # A lease that says it is held is believed for so long after it was last written.
@@ -106,6 +106,8 @@ def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
         if item.name in used_names.union(*(reference.photographs for reference in run_references)):
             return False
     if item.name.startswith(_PHOTOGRAPHS) and not is_half_upload:
+        if (find_modified_s(storage, f"{item.name}.json") or 0.0) > item.modified_s:
+            return False
         manifest.remove_artifact(storage, item.name)
         return True
     for file_name in storage.names(item.name):
@@ -189,15 +191,15 @@ def _find_unused_priors(storage: Store, run_references: list[RunReferences]) -> 
 def _find_unused_photographs(storage: Store, used: frozenset[str]) -> Iterator[Garbage]:
     for file_name in storage.names(_PHOTOGRAPHS):
         artifact_name = f"{_PHOTOGRAPHS}{file_name.removesuffix('.json')}"
-        if file_name.endswith(".json") and artifact_name not in used:
-            folder = manifest.find_artifact_folder(storage, artifact_name)
-            garbage_items = (
-                _list_folder_garbage(storage, folder, "photographs that no run uses")
-                if folder
-                else ()
-            )
-            for garbage_item in garbage_items:
-                yield replace(garbage_item, name=artifact_name)
+        if not file_name.endswith(".json") or artifact_name in used:
+            continue
+        folder = manifest.find_artifact_folder(storage, artifact_name)
+        reason = "photographs that no run uses"
+        for garbage_item in _list_folder_garbage(storage, folder, reason) if folder else ():
+            # Whoever is about to use them renews the pointer.
+            renewed_s = find_modified_s(storage, f"{artifact_name}.json") or 0.0
+            modified_s = max(garbage_item.modified_s, renewed_s)
+            yield replace(garbage_item, name=artifact_name, modified_s=modified_s)
 
 
 def _find_half_uploads(storage: Store, owner: str, folder: str) -> Iterator[Garbage]:

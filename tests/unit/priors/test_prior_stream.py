@@ -43,7 +43,7 @@ def job_of(run: Store, set_store: Store, lease: int) -> WorkerJob:
 def test_a_class_image_that_is_gone_is_not_waited_for(run: Store, set_store: Store) -> None:
     with stream(run, set_store):
         pass
-    with pytest.raises(DreamBoothError, match="one is gone since.*start the run again"):
+    with pytest.raises(DreamBoothError, match=r"one is gone since.*start the run again"):
         open_priors(job_of(run, set_store, lease=3)).load_posterior(0)
     # Of a fleet's batch, whose class images are made before.
     with pytest.raises(DreamBoothError, match="one is gone since"):
@@ -51,10 +51,10 @@ def test_a_class_image_that_is_gone_is_not_waited_for(run: Store, set_store: Sto
 
 
 def test_why_no_more_come_is_told(run: Store, set_store: Store) -> None:
-    with pytest.raises(DreamBoothError, match="no room"):
-        with stream(run, set_store, DreamBoothError("no room")):
-            pass
-    with pytest.raises(DreamBoothError, match="no more class images.*no room"):
+    failing = stream(run, set_store, DreamBoothError("no room"))
+    with pytest.raises(DreamBoothError, match="no room"), failing:
+        pass
+    with pytest.raises(DreamBoothError, match=r"no more class images.*no room"):
         open_priors(job_of(run, set_store, lease=3)).load_posterior(0)
 
 

@@ -4,9 +4,11 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.config.schema import Config
+from dreambooth_ray.data.remote_images import upload_photographs
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.file_listing import list_files
@@ -116,6 +118,24 @@ def test_what_a_run_has_come_to_use_meanwhile_stays(storage: Store, tmp_path: Pa
     plant_run(storage, "new", "unused", "unused")
     kept = {item.name for item in items if not remove_garbage(storage, item, time.time())}
     assert kept == {"priors/unused", "photographs/unused"}
+
+
+def test_photographs_that_somebody_is_about_to_use_stay(storage: Store, tmp_path: Path) -> None:
+    """As they are uploaded again, an hour before their run is opened."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (8, 8)).save(photos / "one.png")
+    name = upload_photographs(photos, storage).removeprefix(f"{storage.uri}/")
+    old_s = time.time() - 2 * HOUR_S
+    for path in storage.local_path("photographs").rglob("*"):
+        os.utime(path, (old_s, old_s))
+    now_s = time.time()
+    (item,) = find_garbage(storage, now_s - HOUR_S, now_s)
+    assert item.name == name
+    assert upload_photographs(photos, storage) == f"{storage.uri}/{name}"
+    assert find_names(storage, older_than_s=HOUR_S) == []
+    assert not remove_garbage(storage, item, time.time())
+    assert manifest.find_damage(storage, name) is None
 
 
 def test_runs_and_pointers_that_can_not_be_read_are_left_alone(
