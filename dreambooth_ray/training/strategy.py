@@ -1,5 +1,6 @@
 """How several workers share one model: one function a strategy, on CPUs and GPUs alike."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ def count_threads(config: Config, num_cores: int, num_local_workers: int) -> int
         return 1
     is_optimizer_offloaded = config.train.strategy == "deepspeed"
     return max(1, num_cores // num_local_workers) if is_optimizer_offloaded else 1
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Of this process, from now on.
+
+    Lightning sets as many as a host has cores where the environment doesn't say how many: those of
+    a first training of a process, which then rounds otherwise than the one that goes on from it.
+    """
+    torch.set_num_threads(num_threads)
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
 
 
 class DirectCheckpointIO(TorchCheckpointIO):

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import ray.train
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import Strategy
 from ray.train.lightning import RayLightningEnvironment
@@ -51,7 +50,12 @@ from dreambooth_ray.training.preemption import PreemptionWatcher
 from dreambooth_ray.training.restarts import read_restarts
 from dreambooth_ray.training.run_state import read_run_state
 from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
-from dreambooth_ray.training.strategy import count_threads, make_strategy, precision_flag
+from dreambooth_ray.training.strategy import (
+    count_threads,
+    make_strategy,
+    precision_flag,
+    set_num_threads,
+)
 from dreambooth_ray.training.worker_job import WorkerJob
 
 
@@ -96,7 +100,7 @@ def _train(
     run_store = Store(job.run_uri)
     train_context = ray.train.get_context()
     num_cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(count_threads(config, num_cores, train_context.get_local_world_size()))
+    set_num_threads(count_threads(config, num_cores, train_context.get_local_world_size()))
     world_size = train_context.get_world_size()
     training_module, dataset, validation_set = _load_module_and_datasets(
         job, config, (train_context.get_world_rank(), world_size)

@@ -1,7 +1,10 @@
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
@@ -12,6 +15,7 @@ from dreambooth_ray.training.strategy import (
     DirectCheckpointIO,
     ReplicatedStrategy,
     count_threads,
+    set_num_threads,
 )
 
 
@@ -86,3 +90,12 @@ def test_each_host_saves_to_its_own_path() -> None:
     assert strategy.saved_to == "/of/this/host"
     assert strategy.broadcast("a nonce") == "/of/the/first"
     assert strategy.broadcast(5) == 7
+
+
+def test_lightning_leaves_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    set_num_threads(1)
+    _set_num_threads_if_needed(1)
+    assert torch.get_num_threads() == 1
