@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import ClientError
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage.store import Store
@@ -99,6 +98,14 @@ def test_what_is_created_is_on_disk_before_it_has_its_name(
     assert synced == [b"content"]
 
 
+class ClientError(Exception):
+    """As botocore's."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.response = {"Error": {"Code": code, "Message": ""}}
+
+
 @pytest.mark.parametrize("code", ["PreconditionFailed", "412"])
 def test_a_name_is_taken_by_the_stores_code_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
@@ -108,8 +115,7 @@ def test_a_name_is_taken_by_the_stores_code_alone(
     store.write("mine", b"first")
 
     def refuse(*_: object, **__: object) -> None:
-        answer = ClientError({"Error": {"Code": code, "Message": ""}}, "PutObject")
-        raise OSError(errno.EINVAL, None) from answer
+        raise OSError(errno.EINVAL, None) from ClientError(code)
 
     monkeypatch.setattr(type(store.filesystem[0]), "pipe_file", refuse)
     assert store.create("mine", b"first")

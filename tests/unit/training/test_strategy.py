@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.strategies.launchers import subprocess_script
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.training.own_paths import HostCheckpointPathMixin
@@ -97,5 +97,5 @@ def test_lightning_leaves_the_number_of_threads(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     set_num_threads(1)
-    _set_num_threads_if_needed(1)
+    subprocess_script._set_num_threads_if_needed(1)
     assert torch.get_num_threads() == 1
