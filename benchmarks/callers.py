@@ -39,7 +39,7 @@ def make_request_body(caller: int, turn: int) -> dict[str, Any]:
     }
 
 
-def send_request(url: str, body: dict[str, Any]) -> dict[str, Any]:
+def post_json_request(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """Post a request and return the response; raises OSError, HTTPError included."""
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
@@ -95,7 +95,7 @@ class LoadGenerator:
 
     def _time_request(self, body: dict[str, Any], due_s: float) -> None:
         try:
-            answer_json = send_request(self._url, body)
+            answer_json = post_json_request(self._url, body)
         except OSError:
             with self._lock:
                 self._failures += 1

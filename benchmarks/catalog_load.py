@@ -57,12 +57,12 @@ def make_manifest(subject: str) -> bytes:
     ).encode()
 
 
-def make_files(numbers: range) -> Iterator[tuple[str, bytes]]:
+def generate_catalog_files(numbers: range) -> Iterator[tuple[str, bytes]]:
     """Names and contents of what commits of these subjects would leave in the catalog.
 
     Filled in from those of one subject: a million of them are made.
     """
-    catalog_entry_template, catalog_version_template = _make_templates()
+    catalog_entry_template, catalog_version_template = _make_catalog_record_templates()
     for subject_number in numbers:
         subject = subject_name(subject_number)
         digest = hashlib.sha256(make_manifest(subject)).hexdigest()
@@ -74,7 +74,7 @@ def make_files(numbers: range) -> Iterator[tuple[str, bytes]]:
             yield file_name, record_text.replace(_DIGEST[:12], digest[:12]).encode()
 
 
-def _make_templates() -> tuple[str, str]:
+def _make_catalog_record_templates() -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         catalog = SubjectVersionCatalog(Store(folder))
         bundle_version = parse_bundle_manifest(_SUBJECT, make_manifest(_SUBJECT))
@@ -90,7 +90,7 @@ def fill_catalog_folder(folder: Path, num_subjects: int) -> None:
     for hash_prefix in range(256):
         for catalog_folder in (paths.CATALOG, paths.CATALOG_VERSIONS):
             (folder / catalog_folder / f"{hash_prefix:02x}").mkdir(parents=True, exist_ok=True)
-    for file_name, file_content in make_files(range(num_subjects)):
+    for file_name, file_content in generate_catalog_files(range(num_subjects)):
         (folder / file_name).write_bytes(file_content)
     (folder / paths.CATALOG_COMPLETE).write_text('{"format": 1}')
 
@@ -99,7 +99,7 @@ def fill_catalog_store(store: Store, numbers: range) -> None:
     """The same in an object store, many writes at once."""
     filesystem, root = store.filesystem
     file_batch: dict[str, bytes] = {}
-    for file_name, file_content in make_files(numbers):
+    for file_name, file_content in generate_catalog_files(numbers):
         file_batch[f"{root}/{file_name}"] = file_content
         if len(file_batch) == _WRITES_AT_ONCE:
             filesystem.pipe(file_batch)
@@ -189,21 +189,23 @@ def count_listed_subjects(folder: Path) -> int:
     return num_listed
 
 
-def count_store_requests(store: Store, sizes: list[int]) -> list[dict[str, Any]]:
+def count_requests_by_catalog_size(store: Store, sizes: list[int]) -> list[dict[str, Any]]:
     """Requests of each operation at each number of subjects."""
     request_rows, num_stored_subjects = [], 0
     try:
         for num_subjects in sorted(sizes):
             fill_catalog_store(store, range(num_stored_subjects, num_subjects))
             num_stored_subjects = num_subjects
-            request_rows.append({"subjects": num_subjects, "requests": _count_requests(store)})
+            request_rows.append(
+                {"subjects": num_subjects, "requests": _count_requests_by_operation(store)}
+            )
             print(json.dumps(request_rows[-1]), flush=True)
         return request_rows
     finally:
         store.remove("")
 
 
-def _count_requests(store: Store) -> dict[str, dict[str, int]]:
+def _count_requests_by_operation(store: Store) -> dict[str, dict[str, int]]:
     catalog, request_counter = SubjectVersionCatalog(store), Counter[str]()
     filesystem, _ = store.filesystem
     filesystem.connect()
@@ -216,7 +218,7 @@ def _count_requests(store: Store) -> dict[str, dict[str, int]]:
     run_store = store.sub(paths.run("new"))
     run_store.write(f"{paths.BUNDLE}/{MANIFEST}", make_manifest("new"))
 
-    def read_page() -> None:
+    def read_catalog_page() -> None:
         for subject in catalog.list_subjects("", PAGE):
             catalog.read(subject)
 
@@ -229,7 +231,7 @@ def _count_requests(store: Store) -> dict[str, dict[str, int]]:
     operations: dict[str, Callable[[], object]] = {
         "look-up": lambda: catalog.read(subject_name(7)),
         "look-up of nothing": read_unknown,
-        f"page of {PAGE}": read_page,
+        f"page of {PAGE}": read_catalog_page,
         "commit": lambda: publish_run(run_store),
         "deletion": lambda: withdraw_run(run_store),
     }
@@ -281,7 +283,7 @@ def main() -> None:
         catalog_record["folder"]["load_average_after"] = read_load_average()
         print(json.dumps(catalog_record["folder"], indent=1), flush=True)
     if arguments.storage:
-        store_rows = count_store_requests(Store(arguments.storage), arguments.sizes)
+        store_rows = count_requests_by_catalog_size(Store(arguments.storage), arguments.sizes)
         are_request_counts_equal = all(
             row["requests"] == store_rows[0]["requests"] for row in store_rows
         )

@@ -57,7 +57,7 @@ def build_config(folder: Path) -> Config:
     return parse_config(config_text, "benchmark", overrides)
 
 
-class OneWeightModule(DreamBoothModule):
+class CheapStepModule(DreamBoothModule):
     """Takes a step that costs no memory: of one weight, the other moments being zero."""
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -135,7 +135,7 @@ def make_trainer(max_steps: int, *callbacks: pl.Callback) -> pl.Trainer:
     )  # fmt: skip
 
 
-def make_loader() -> DataLoader[Any]:
+def make_dummy_data_loader() -> DataLoader[Any]:
     """Of one batch that nobody looks at."""
     return DataLoader(TensorDataset(torch.zeros(1)))
 
@@ -146,7 +146,7 @@ def write_run(folder: Path, divisor: int) -> None:
     config = build_config(folder)
     run_store = open_run(config)
     trainer = make_trainer(1)
-    trainer.fit(make_module(config, OneWeightModule), make_loader())
+    trainer.fit(make_module(config, CheapStepModule), make_dummy_data_loader())
     local_folder = folder / "local"
     trainer.save_checkpoint(local_folder / STATE)
     run_store.write(paths.METRICS, b'{"step": 1, "loss": 1.0}\n')
@@ -164,7 +164,10 @@ def resume(config: Config, run: Store) -> dict[str, int]:
         assert restored_state is not None
         with suppress(_StateLoadedError):
             make_trainer(2, stop_callback).fit(
-                module, make_loader(), ckpt_path=str(restored_state.state), weights_only=False
+                module,
+                make_dummy_data_loader(),
+                ckpt_path=str(restored_state.state),
+                weights_only=False,
             )
     return {"peak_bytes": stop_callback.peak_bytes, "held_bytes": stop_callback.held_bytes}
 
@@ -204,7 +207,8 @@ def measure(divisor: int, tasks: tuple[str, ...] = TASKS) -> dict[str, Any]:
             Store(str(folder / "out")).sub(paths.run("memory")), paths.checkpoint(1)
         )
         cases = [
-            make_case(task, run_in_process(folder, task, divisor), half_bytes) for task in tasks
+            compare_peak_with_bar(task, run_in_process(folder, task, divisor), half_bytes)
+            for task in tasks
         ]
     return {
         "cases": cases, "channels_divided_by": divisor, "half_weights_bytes": half_bytes,
@@ -212,7 +216,7 @@ def measure(divisor: int, tasks: tuple[str, ...] = TASKS) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_case(task: str, peaks: dict[str, int], half_bytes: int) -> dict[str, Any]:
+def compare_peak_with_bar(task: str, peaks: dict[str, int], half_bytes: int) -> dict[str, Any]:
     """peaks: of the task's process; half_bytes: of the model's weights in half precision"""
     if "failure" in peaks:
         return {"case": task, **peaks}

@@ -29,7 +29,11 @@ from benchmarks.timed_run_setup import generate_class_images
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import Photograph, read_configured_photographs, split_photographs
+from dreambooth_ray.data.subject import (
+    Photograph,
+    read_photographs_for_subject_config,
+    split_photographs,
+)
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_directory, model_hash
 from dreambooth_ray.models.trainable_params import apply_train_method
@@ -74,7 +78,7 @@ def measure(setting: BenchmarkSettings) -> dict[str, Any]:
             folder = Path(temp_folder)
             storage_uri = external_storage_uri or str(folder / "storage")
             cases.append(
-                _measure_training(
+                _measure_checkpoint_waiting(
                     method,
                     interval_steps,
                     interval_steps * setting.pick(2, 8),
@@ -104,7 +108,7 @@ def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _measure_training(
+def _measure_checkpoint_waiting(
     method: str, interval_steps: int, steps: int, storage: str, folder: Path
 ) -> dict[str, Any]:
     """One training; seconds, shares and bytes."""
@@ -162,7 +166,7 @@ def _measure_training(
 def _read_training_photographs(config: Config) -> list[list[Photograph]]:
     """Photographs of each subject, without those held out for validation."""
     return [
-        split_photographs(config, read_configured_photographs(config, subject))[0]
+        split_photographs(config, read_photographs_for_subject_config(config, subject))[0]
         for subject in config.all_subjects
     ]
 

@@ -147,7 +147,7 @@ def simulate_job_s(
     """Wall time of one job; each failure in seconds after the one before, none after the last."""
     import simpy  # noqa: PLC0415  comes with the extra alone
 
-    def simulate_job(simulation: Any) -> Generator[Any, Any, None]:
+    def simulate_job_events(simulation: Any) -> Generator[Any, Any, None]:
         finished_work_s, next_failure_s, startup_s = 0.0, next(failures_s, math.inf), first_start_s
         while True:
             interval_work_s = min(interval_s, work_s - finished_work_s)
@@ -166,11 +166,13 @@ def simulate_job_s(
                 return
 
     simulation_env = simpy.Environment()
-    simulation_env.run(simulation_env.process(simulate_job(simulation_env)))
+    simulation_env.run(simulation_env.process(simulate_job_events(simulation_env)))
     return float(simulation_env.now)
 
 
-def plan_training(workload: TrainingWorkload, cluster: Cluster, seed: int) -> dict[str, Any]:
+def plan_gpus_per_subject(
+    workload: TrainingWorkload, cluster: Cluster, seed: int
+) -> dict[str, Any]:
     """The number of GPUs a subject that ends soonest, and what all of them cost.
 
     Left out are numbers of GPUs that more of them only make slower: their steps take longer than

@@ -14,7 +14,7 @@ from typing import Any
 import ray.serve
 
 from benchmarks.callers import GENERATE
-from benchmarks.cluster_throughput import ClusterSetting, find_head_address
+from benchmarks.cluster_throughput import ClusterSetting, read_head_node_address
 from benchmarks.serve_theme import run_callers, warm_up
 from benchmarks.served_subjects import make_subjects
 from dreambooth_ray.config.serving import ServeConfig
@@ -45,9 +45,9 @@ def measure(setting: ClusterSetting, counts: tuple[int, ...]) -> dict[str, Any]:
     try:
         ray.serve.start(http_options={"host": "0.0.0.0", "port": PORT})
         ray.serve.run(build(config), name=APPLICATION)
-        url = f"http://{find_head_address()}:{PORT}{GENERATE}"
+        url = f"http://{read_head_node_address()}:{PORT}{GENERATE}"
         warm_up(url, 1)
-        with _watch_replicas() as replica_watcher:
+        with _open_replica_watcher() as replica_watcher:
             cases = _run_load_phases(url, replica_watcher, max(counts), setting.pick(8, 30))
     finally:
         ray.serve.shutdown()
@@ -100,7 +100,7 @@ class ReplicaCountWatcher:
 
 
 @contextmanager
-def _watch_replicas() -> Iterator[ReplicaCountWatcher]:
+def _open_replica_watcher() -> Iterator[ReplicaCountWatcher]:
     replica_watcher = ReplicaCountWatcher()
     try:
         yield replica_watcher

@@ -118,7 +118,7 @@ def choose_counts(setting: ClusterSetting, num_devices: int) -> tuple[int, ...]:
     return tuple(sorted({1, *worker_counts}))
 
 
-def find_head_address() -> str:
+def read_head_node_address() -> str:
     """Address of the host that the cluster's head runs on."""
     living_nodes = [node for node in ray.nodes() if node["Alive"]]
     head_nodes = [node for node in living_nodes if "node:__internal_head__" in node["Resources"]]

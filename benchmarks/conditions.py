@@ -28,7 +28,7 @@ def read_conditions() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": read_load_average(),
-        "environment": read_environment(),
+        "environment": read_environment_variables(),
         **read_commit(),
     }
 
@@ -38,7 +38,7 @@ def read_load_average() -> list[float]:
     return [round(x, 2) for x in os.getloadavg()]
 
 
-def read_environment() -> dict[str, str]:
+def read_environment_variables() -> dict[str, str]:
     """What is set of VARIABLES; of a library its name, not where this machine has it."""
     variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     if "LD_PRELOAD" in variables:

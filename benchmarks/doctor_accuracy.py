@@ -4,9 +4,9 @@
 
 DIR has a folder of photographs a subject, as `dataset` of github.com/google/dreambooth: 30
 subjects, 158 photographs. The doctor's bounds were set with some of the subjects and are counted on
-the others; the name of a subject decides (`split_name`). Each fault is planted into each photograph
-at 768 px and saved as JPEG. A flag on a photograph as published is false unless FLAWS says what
-is wrong with it, as seen by eye.
+the others; the name of a subject decides (`find_subject_split`). Each fault is planted into each
+photograph at 768 px and saved as JPEG. A flag on a photograph as published is false unless FLAWS
+says what is wrong with it, as seen by eye.
 """
 
 import argparse
@@ -68,7 +68,7 @@ FAULTS: dict[str, tuple[str, Plant]] = {
     "underexposed": ("exposure", faults.underexposed),
     "washed out": ("exposure", faults.washed_out),
     "noisy": ("noise", faults.noisy),
-    "black bars": ("bars", faults.black_bars),
+    "black bars": ("bars", faults.add_black_side_bars),
     "white frame": ("bars", faults.white_frame),
     "screenshot": ("bars", faults.screenshot),
     "tiny on plain ground": ("subject size", faults.tiny_on_plain),
@@ -83,9 +83,9 @@ COPIES: dict[str, Plant] = {
     "saved small": faults.saved_small,
     "nearly the same": faults.nearly_same,
     "saved again": faults.crop_darken_enlarge,
-    "cropped": faults.cropped,
+    "cropped": faults.make_cropped_copy,
     "mirrored": faults.mirrored,
-    "recoloured": faults.recoloured,
+    "recoloured": faults.make_warm_filtered_copy,
 }
 NOT_COPIES: dict[str, Plant] = {"another pose before one backdrop": faults.mirror_subject}
 
@@ -152,7 +152,7 @@ class Tally:
         }
 
 
-def split_name(subject: str) -> str:
+def find_subject_split(subject: str) -> str:
     """ "setting" if bounds were set with a subject, else "held out"."""
     digest = hashlib.sha256(subject.encode()).digest()
     return "setting" if subject in EARLIER or digest[0] % 2 == 0 else "held out"
@@ -181,13 +181,13 @@ def measure_subject(subject: str, paths: list[Path], tally: Tally) -> None:
         photo_names = "all" if issue.check == "backgrounds" else " and ".join(issue.photographs)
         tally.flags.append([subject, issue.check, photo_names, issue.describe_measured_value()])
     for photo in photos:
-        _count_planted_faults(f"{subject}/{photo.name}", photo, tally)
+        _plant_and_detect_faults(f"{subject}/{photo.name}", photo, tally)
 
 
-def _count_planted_faults(key: str, photo: MeasuredPhoto, tally: Tally) -> None:
+def _plant_and_detect_faults(key: str, photo: MeasuredPhoto, tally: Tally) -> None:
     image = reduce_short_side(photo.image, PLANTED_SIDE_PX)
     for fault_kind, (expected_check, plant_fault) in FAULTS.items():
-        faulty_image = faults.save_as_jpeg(plant_fault(image), JPEG_QUALITY)
+        faulty_image = faults.compress_as_jpeg(plant_fault(image), JPEG_QUALITY)
         flagged_checks = {
             i.check for i in check_photo(measure_image("planted", faulty_image), SIDE_PX)
         }
@@ -208,7 +208,7 @@ def _count_detection(tally: Tally, kind: str, key: str, is_found: bool) -> None:
 
 
 def _is_taken_for_copy(photo: MeasuredPhoto, image: Image.Image) -> bool:
-    saved_image = faults.save_as_jpeg(image.convert("RGB"), JPEG_QUALITY)
+    saved_image = faults.compress_as_jpeg(image.convert("RGB"), JPEG_QUALITY)
     return bool(check_duplicates([photo, measure_image("planted", saved_image)]))
 
 
@@ -244,7 +244,7 @@ def measure_splits(
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as process_pool:
         for split in splits:
             split_tally = Tally()
-            split_subjects = [(s, p) for s, p in subjects.items() if split_name(s) == split]
+            split_subjects = [(s, p) for s, p in subjects.items() if find_subject_split(s) == split]
             for tally in process_pool.map(_tally_subject, *zip(*split_subjects, strict=True)):
                 print(f"{split}: {tally.subjects[0]}", flush=True)
                 split_tally.add(tally)

@@ -107,7 +107,7 @@ def make_their_training(directory: Path) -> Callable[[], None]:
     pipeline: Any = load_pipeline(directory)
     family = find_family(directory)
     denoiser: nn.Module = getattr(pipeline, family.denoiser.name)
-    denoiser_args, denoiser_kwargs = _record_inputs(pipeline, denoiser)
+    denoiser_args, denoiser_kwargs = _capture_denoiser_inputs(pipeline, denoiser)
     denoiser.requires_grad_(False)
     adapted_denoiser: Any = denoiser
     lora_module_names = [
@@ -144,7 +144,9 @@ def make_their_training(directory: Path) -> Callable[[], None]:
     return take_steps
 
 
-def _record_inputs(pipeline: Any, network: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _capture_denoiser_inputs(
+    pipeline: Any, network: nn.Module
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the pipeline calls its network with, for two prompts without guidance."""
     recorded_inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     hook = network.register_forward_pre_hook(

@@ -32,7 +32,7 @@ class BatchGain:
     source: str
     unsteady: str = ""
 
-    def estimate_gain(self, num_subjects: int) -> float:
+    def interpolate_batch_speedup(self, num_subjects: int) -> float:
         """Between two that were measured, by their logarithms; beyond the largest, as that."""
         measured_counts = sorted(self.by_count)
         bounded_subject_count = min(max(num_subjects, measured_counts[0]), measured_counts[-1])
@@ -108,7 +108,7 @@ def read_batch_gain(results: Path) -> BatchGain:
     )
 
 
-def plan_fleet(
+def estimate_fleet_costs(
     workload: TrainingWorkload,
     cluster: Cluster,
     slots: int,
@@ -126,7 +126,7 @@ def plan_fleet(
     subject_overhead_s = gain.subject_s if subject_s is None else subject_s
     return {
         "slots": slots,
-        "gain": round(gain.estimate_gain(slots), 3),
+        "gain": round(gain.interpolate_batch_speedup(slots), 3),
         "subject_s": round(subject_overhead_s, 2),
         "assumptions": _list_assumptions(slots, gain, subject_s),
         "options": [
@@ -167,7 +167,7 @@ def _make_fleet_option(
     subjects_per_gpu = math.ceil(workload.subjects / num_gpus)
     num_workers = math.ceil(workload.subjects / subjects_per_gpu)
     num_slots = min(slots, subjects_per_gpu)
-    batch_step_s = num_slots * workload.step_s / gain.estimate_gain(num_slots)
+    batch_step_s = num_slots * workload.step_s / gain.interpolate_batch_speedup(num_slots)
     steps_s = math.ceil(subjects_per_gpu / num_slots) * workload.steps * batch_step_s
     work_s = steps_s + subjects_per_gpu * subject_overhead_s
     save_s = num_slots * workload.checkpoint_bytes / cluster.link_bytes_s

@@ -13,7 +13,7 @@ from benchmarks.gated_runs import make_config
 from benchmarks.measure import BenchmarkCase, compare_sides, make_timed
 from benchmarks.theme import BenchmarkSettings
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.subject import read_configured_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.models.trainable_params import apply_train_method
@@ -42,8 +42,8 @@ def compare_steps(
     return compare_sides(case, make_timed(run_ours), make_timed(run_theirs), pairs)
 
 
-def _make_dataset(config: Config, components: Components) -> TrainingDataset:
-    photographs = read_configured_photographs(config, config.subject)
+def _make_photograph_dataset(config: Config, components: Components) -> TrainingDataset:
+    photographs = read_photographs_for_subject_config(config, config.subject)
     return TrainingDataset(config, components, [photographs], None, (0, 1))
 
 
@@ -55,7 +55,7 @@ def make_slot_trainer(config: Config, num_subjects: int) -> SlotTrainer:
     slot_trainer = SlotTrainer(config, components, num_subjects, config.train.lora.rank)
     for seed in range(num_subjects):
         subject_config = config.model_copy(update={"seed": seed})
-        slot_trainer.join(subject_config, _make_dataset(subject_config, components))
+        slot_trainer.join(subject_config, _make_photograph_dataset(subject_config, components))
     return slot_trainer
 
 
@@ -77,7 +77,10 @@ def make_single_training_steps(config: Config, num_steps: int) -> Callable[[], N
     """The step of a run alone, one after another: the product's module, less Lightning's loop."""
     components = load_components(model_directory(config.model.uri))
     apply_train_method(config, components)
-    dataset, module = _make_dataset(config, components), DreamBoothModule(config, components)
+    dataset, module = (
+        _make_photograph_dataset(config, components),
+        DreamBoothModule(config, components),
+    )
     optimizer_setup: Any = module.configure_optimizers()
     optimizer, lr_scheduler = (
         optimizer_setup["optimizer"],

@@ -134,7 +134,7 @@ class FleetComparison:
             )
             run_command([DREAMBOOTH, "train", str(recipe_file)])
 
-    def run_plain(self) -> None:
+    def run_plain_jobs_in_parallel(self) -> None:
         """The plain loop's programs, two at a time, a thread each."""
         turn_folder = self._make_turn_folder("diffusers")
 
@@ -172,7 +172,7 @@ def _compare_jobs(
     run_ours = make_timed(training_jobs.run_fleet)
     our_times = [run_ours()]
     peer_times = {
-        "diffusers": make_timed(training_jobs.run_plain)(),
+        "diffusers": make_timed(training_jobs.run_plain_jobs_in_parallel)(),
         "separate": make_timed(training_jobs.run_separately)(),
     }
     our_times.append(run_ours())
@@ -182,7 +182,8 @@ def _compare_jobs(
                 f"{num_subjects} subjects of {num_steps} steps", peer, num_subjects,
                 "subjects", BARS[peer],
             ),
-            _replay_times(our_times), _replay_times([theirs]), len(our_times), warmups=0,
+            _make_times_replayer(our_times), _make_times_replayer([theirs]),
+            len(our_times), warmups=0,
         )
         for peer, theirs in peer_times.items()
     ]  # fmt: skip
@@ -196,7 +197,7 @@ def _compare_jobs(
     }
 
 
-def _replay_times(measured: list[WallAndCpuTime]) -> Callable[[], WallAndCpuTime]:
+def _make_times_replayer(measured: list[WallAndCpuTime]) -> Callable[[], WallAndCpuTime]:
     """What was measured, in turns; their own processor's time is not that of their programs."""
     measured_times = itertools.cycle(measured)
     return lambda: WallAndCpuTime(next(measured_times).wall_s)

@@ -22,7 +22,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from benchmarks.measure import compute_quantiles
 from benchmarks.random_models import SD15, ModelSize, make_random_components
-from benchmarks.sample_theme import make_pipeline
+from benchmarks.sample_theme import load_diffusers_pipeline
 from benchmarks.theme import BenchmarkSettings
 from dreambooth_ray.memory.out_of_memory import is_out_of_memory
 
@@ -93,21 +93,21 @@ def _time_our_sampling(model: Path) -> float:
     from dreambooth_ray.sampling.request import Request  # noqa: PLC0415
 
     engine = Engine(model)
-    return _time_work(lambda: engine.sample([Request("a robot", 0, num_inference_steps=1)]))
+    return _time_once(lambda: engine.sample([Request("a robot", 0, num_inference_steps=1)]))
 
 
 def _time_their_sampling(model: Path) -> float:
-    pipeline = make_pipeline(str(model))
-    return _time_work(lambda: pipeline("a robot", num_inference_steps=1, guidance_scale=3.0))
+    pipeline = load_diffusers_pipeline(str(model))
+    return _time_once(lambda: pipeline("a robot", num_inference_steps=1, guidance_scale=3.0))
 
 
 def _time_lora_step(model: Path, ours: bool) -> float:
-    from benchmarks.onestep import make_our_step, make_their_step  # noqa: PLC0415
+    from benchmarks.single_lora_step import make_our_step, make_their_step  # noqa: PLC0415
 
-    return _time_work((make_our_step if ours else make_their_step)(model))
+    return _time_once((make_our_step if ours else make_their_step)(model))
 
 
-def _time_work(work: Any) -> float:
+def _time_once(work: Any) -> float:
     start_s = time.perf_counter()
     work()
     return time.perf_counter() - start_s

@@ -54,7 +54,7 @@ def make_config(
             write_photographs(class_images_folder / str(seed), 100 + seed, "robot", 1, 256)
             (class_images_folder / str(seed) / "00.png").rename(class_images_folder / f"{seed}.png")
             (class_images_folder / str(seed)).rmdir()
-    side_px = _read_side_px(setting.model)
+    side_px = _read_model_side_px(setting.model)
     config_overrides = [
         f"run_id={name}", "seed=7", f"model.uri={setting.model}", f"subject.photos={photos_folder}",
         "subject.class_noun=robot",
@@ -78,7 +78,7 @@ def dump_portable_config(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=excluded_keys)
 
 
-def _read_side_px(model: str) -> int:
+def _read_model_side_px(model: str) -> int:
     components = load_components(model_directory(model))
     unet_config: Any = components.unet.config
     return int(unet_config.sample_size) * components.latent_factor

@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results" / "gpu.json"
 
 
 @dataclass(frozen=True)
-class PublishedConfig:
+class PublishedModelConfig:
     """folder: below that of all configurations; side_px: that it was trained at."""
 
     name: str
@@ -36,8 +36,8 @@ class PublishedConfig:
 
 
 MODELS = (
-    PublishedConfig("SD 1.5", "stable-diffusion-1.5", 512),
-    PublishedConfig("SD 2.1", "stable-diffusion-2.1", 768),
+    PublishedModelConfig("SD 1.5", "stable-diffusion-1.5", 512),
+    PublishedModelConfig("SD 2.1", "stable-diffusion-2.1", 768),
 )
 METHODS = {"LoRA": "lora", "all weights and text encoder": "full"}
 # Of gpu.json: the cases whose peak is a step's own, with their settings.
@@ -49,7 +49,7 @@ MEASURED = {
 }  # fmt: skip
 
 
-def make_config(model: PublishedConfig, *settings: str) -> Config:
+def make_bf16_training_config(model: PublishedModelConfig, *settings: str) -> Config:
     """One photograph and one class image a step, in bf16, on one GPU."""
     default_overrides = (
         "subject.photos=photos", "subject.class_noun=dog", "prior.count=8", "train.batch_size=1",
@@ -58,9 +58,9 @@ def make_config(model: PublishedConfig, *settings: str) -> Config:
     return parse_config("", "the table", [*default_overrides, *settings])
 
 
-def describe_card_fit(models: Path, model: PublishedConfig, method: str, card_gb: int) -> str:
+def describe_card_fit(models: Path, model: PublishedModelConfig, method: str, card_gb: int) -> str:
     """What a step takes on a card, and with which settings, cheapest first."""
-    config = make_config(model, f"train.method={method}")
+    config = make_bf16_training_config(model, f"train.method={method}")
     limit_bytes = usable_bytes(card_gb * GIB, is_gpu=True)
     fitting_settings = find_fitting_settings(config, models / model.folder, limit_bytes)
     if fitting_settings is None:
@@ -91,7 +91,7 @@ def make_measured_rows(models: Path, results: Path) -> list[str]:
     peak_bytes_by_case = {case["case"]: case.get("allocated_bytes") for case in record["cases"]}
     table_rows = []
     for case_name, settings in MEASURED.items():
-        config = make_config(MODELS[0], *settings)
+        config = make_bf16_training_config(MODELS[0], *settings)
         predicted_bytes = estimate_training_footprint(config, models / MODELS[0].folder).total_bytes
         measured_gib = peak_bytes_by_case[f"training: {case_name}"] / GIB
         table_rows.append(

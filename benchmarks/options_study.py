@@ -28,7 +28,6 @@ from benchmarks.study import (
     StudyCell,
     run_study,
 )
-from benchmarks.study_judge import Scores, StudyScorer, load_brief_protocol
 from benchmarks.study_page import write_study_page
 from benchmarks.study_photographs import (
     ASPECTS,
@@ -38,10 +37,11 @@ from benchmarks.study_photographs import (
     ensure_photograph_folder,
     measure_cut_share,
 )
+from benchmarks.study_scorer import Scores, StudyScorer, load_brief_protocol
 from benchmarks.training_options_table import summarize_section
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.masks import read_mask
-from dreambooth_ray.data.subject import read_configured_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config
 from dreambooth_ray.evaluation.encoders import parse_attributes
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt
 from dreambooth_ray.models.components import Components
@@ -129,7 +129,7 @@ class OptionsStudyScorer(StudyScorer):
 def measure_subject_cut(config: Config) -> float:
     """Mean share of the subject that is cut off, over photographs with a mask; 0 without any."""
     cut_shares = []
-    for photograph in read_configured_photographs(config, config.subject):
+    for photograph in read_photographs_for_subject_config(config, config.subject):
         (cropped_photograph,) = photograph.at_all_resolutions
         mask = read_mask(
             photograph.path, cropped_photograph.original_px or cropped_photograph.image.size

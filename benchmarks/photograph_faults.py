@@ -46,7 +46,7 @@ def overexposed(image: Image.Image) -> Image.Image:
     """So long that four fifths of the middle are light or lost, three times at the least."""
     linear = _to_linear(image)
     exposure_gain = max(
-        3.0, 0.6 / max(float(np.percentile(_read_centre_brightness(linear), 20)), 1e-3)
+        3.0, 0.6 / max(float(np.percentile(_read_centre_pixel_brightness(linear), 20)), 1e-3)
     )
     return _from_linear(linear * exposure_gain)
 
@@ -55,7 +55,7 @@ def underexposed(image: Image.Image) -> Image.Image:
     """So short that nine tenths of the middle are nearly black, an eighth at the most."""
     linear = _to_linear(image)
     exposure_gain = min(
-        1 / 8, 0.02 / max(float(np.percentile(_read_centre_brightness(linear), 90)), 1e-3)
+        1 / 8, 0.02 / max(float(np.percentile(_read_centre_pixel_brightness(linear), 90)), 1e-3)
     )
     return _from_linear(linear * exposure_gain)
 
@@ -79,17 +79,17 @@ def noisy(image: Image.Image, deviation: float = 32.0) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def black_bars(image: Image.Image, share: float = 0.08) -> Image.Image:
+def add_black_side_bars(image: Image.Image, share: float = 0.08) -> Image.Image:
     """Black to the left and right, as of a video."""
     width, height = image.size
     canvas = Image.new("RGB", (round(width * (1 + 2 * share)), height))
     canvas.paste(image, (round(width * share), 0))
-    return save_as_jpeg(canvas, 85)
+    return compress_as_jpeg(canvas, 85)
 
 
 def white_frame(image: Image.Image, share: float = 0.05) -> Image.Image:
     """A white frame, as of a print."""
-    return save_as_jpeg(
+    return compress_as_jpeg(
         ImageOps.expand(image.convert("RGB"), round(min(image.size) * share), "white"), 85
     )
 
@@ -107,7 +107,7 @@ def screenshot(image: Image.Image, share: float = 0.14) -> Image.Image:
             drawing.rectangle(
                 (left_px, top_px, left_px + 2 * glyph_px, top_px + 3 * glyph_px), (230, 230, 230)
             )
-    return save_as_jpeg(canvas, 85)
+    return compress_as_jpeg(canvas, 85)
 
 
 def saved_small(image: Image.Image) -> Image.Image:
@@ -115,7 +115,7 @@ def saved_small(image: Image.Image) -> Image.Image:
     reduced_image = image.convert("RGB").resize(
         (max(1, image.width * 3 // 5), max(1, image.height * 3 // 5)), Image.Resampling.LANCZOS
     )
-    return save_as_jpeg(reduced_image, 20)
+    return compress_as_jpeg(reduced_image, 20)
 
 
 def nearly_same(image: Image.Image) -> Image.Image:
@@ -123,7 +123,7 @@ def nearly_same(image: Image.Image) -> Image.Image:
     width, height = image.size
     crop_box = (int(width * 0.03), int(height * 0.03), int(width * 0.98), int(height * 0.97))
     reduced_image = image.crop(crop_box).resize((int(width * 0.8), int(height * 0.8)))
-    return save_as_jpeg(ImageEnhance.Brightness(reduced_image).enhance(1.1), 55)
+    return compress_as_jpeg(ImageEnhance.Brightness(reduced_image).enhance(1.1), 55)
 
 
 def crop_darken_enlarge(image: Image.Image) -> Image.Image:
@@ -136,7 +136,7 @@ def crop_darken_enlarge(image: Image.Image) -> Image.Image:
     return ImageEnhance.Brightness(enlarged_image).enhance(0.85)
 
 
-def cropped(image: Image.Image, share: float = 0.72) -> Image.Image:
+def make_cropped_copy(image: Image.Image, share: float = 0.72) -> Image.Image:
     """Three quarters of the width and of the height, from below the middle."""
     width, height = image.size
     left_px, top_px = int(width * 0.12), int(height * (1 - share) * 0.8)
@@ -150,7 +150,7 @@ def mirrored(image: Image.Image) -> Image.Image:
     return ImageOps.mirror(image.crop((0, 0, int(width * 0.95), int(height * 0.95))))
 
 
-def recoloured(image: Image.Image) -> Image.Image:
+def make_warm_filtered_copy(image: Image.Image) -> Image.Image:
     """Through a filter: warmer, brighter, of more contrast."""
     brightened_image = ImageEnhance.Contrast(ImageEnhance.Brightness(image).enhance(1.15)).enhance(
         1.25
@@ -233,7 +233,7 @@ def _make_centre_mask(size: tuple[int, int]) -> Image.Image:
     return _blur(mask, 0.02)
 
 
-def _read_centre_brightness(linear: np.ndarray) -> np.ndarray:
+def _read_centre_pixel_brightness(linear: np.ndarray) -> np.ndarray:
     height, width = linear.shape[:2]
     centre_pixels: np.ndarray = linear[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4]
     return np.asarray(centre_pixels.mean(axis=-1))
@@ -256,7 +256,7 @@ def _blur(image: Image.Image, share: float) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(share * min(image.size)))
 
 
-def save_as_jpeg(image: Image.Image, quality: int) -> Image.Image:
+def compress_as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     """As a file of this quality has it, colours at half the resolution."""
     jpeg_buffer = io.BytesIO()
     image.save(jpeg_buffer, "JPEG", quality=quality)

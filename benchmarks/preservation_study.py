@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.conditions import read_conditions
-from benchmarks.preservation_table import format_page, plot_fronts, summarize_cells
+from benchmarks.preservation_table import format_page, plot_fronts, summarize_by_method_and_kind
 from benchmarks.study import (
     NUM_CLASS_IMAGES,
     POINTS,
@@ -35,7 +35,7 @@ from benchmarks.study import (
     load_cell_config,
     run_study,
 )
-from benchmarks.study_judge import StudyScorer, load_brief_protocol
+from benchmarks.study_scorer import StudyScorer, load_brief_protocol
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.model_directory import model_directory
@@ -106,7 +106,7 @@ def make_cells(
     return study_cells
 
 
-def parse_method_and_kind(line: dict[str, Any]) -> tuple[str, str]:
+def parse_training_method_and_kind(line: dict[str, Any]) -> tuple[str, str]:
     """Method and kind of a cell's line."""
     method, *cell_name_parts = line["cell"].split(", ")
     prior_kinds = {
@@ -117,7 +117,7 @@ def parse_method_and_kind(line: dict[str, Any]) -> tuple[str, str]:
     return method, "images" if "with class images" in cell_name_parts else "none"
 
 
-def measure_class_images(work: Path, model: str) -> float:
+def time_class_image_generation(work: Path, model: str) -> float:
     """Processor seconds of NUM_CLASS_IMAGES class images, made anew."""
     shutil.rmtree(work / "timed", ignore_errors=True)
     overrides = (*SETTINGS[model].overrides, f"storage.uri={work / 'timed'}")
@@ -166,10 +166,10 @@ def main() -> None:
     if arguments.json is None:
         return
     class_images_s = read_class_images_s(arguments.json)
-    measured_class_images_s = round(measure_class_images(arguments.work, model_name), 1)
+    measured_class_images_s = round(time_class_image_generation(arguments.work, model_name), 1)
     class_images_s |= dict.fromkeys(arguments.methods, measured_class_images_s)
-    study_results = summarize_cells(
-        [(*parse_method_and_kind(line), line) for line in cell_records], class_images_s
+    study_results = summarize_by_method_and_kind(
+        [(*parse_training_method_and_kind(line), line) for line in cell_records], class_images_s
     )
     (study_cell,) = make_cells(range(1), ["lora"], ["none"], model_name)
     train_config = load_cell_config(study_cell, arguments.work).train

@@ -32,7 +32,7 @@ _COMPARISONS = {
 MORE_IS_BETTER = {"dino", "prompt_fidelity", "div", "class_div"}
 
 
-def summarize_cells(
+def summarize_by_method_and_kind(
     lines: list[tuple[str, str, dict[str, Any]]], class_images_s: Mapping[str, float]
 ) -> dict[str, Any]:
     """Every number of the page, by method and kind.
@@ -46,7 +46,9 @@ def summarize_cells(
         if kind in ("images", "both"):
             curve["with_images_s"] = [s + class_images_s[method] for s in curve["seconds"]]
         curves_by_method.setdefault(method, {}).setdefault(kind, {})[cell_record["subject"]] = curve
-    return {"methods": {m: _summarize_method(kinds) for m, kinds in curves_by_method.items()}}
+    return {
+        "methods": {m: _summarize_training_method(kinds) for m, kinds in curves_by_method.items()}
+    }
 
 
 def _read_curve(line: dict[str, Any]) -> Curve:
@@ -58,7 +60,7 @@ def _read_curve(line: dict[str, Any]) -> Curve:
     return curve
 
 
-def _summarize_method(kinds: dict[str, dict[int, Curve]]) -> dict[str, Any]:
+def _summarize_training_method(kinds: dict[str, dict[int, Curve]]) -> dict[str, Any]:
     subjects = sorted(set.intersection(*(set(curves) for curves in kinds.values())))
     curves_by_kind = {kind: [curves[s] for s in subjects] for kind, curves in kinds.items()}
     return {

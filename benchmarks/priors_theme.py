@@ -20,7 +20,7 @@ import ray.data
 import torch
 
 from benchmarks.measure import BenchmarkCase, WallAndCpuTime, compare_sides
-from benchmarks.sample_theme import make_pipeline
+from benchmarks.sample_theme import load_diffusers_pipeline
 from benchmarks.theme import BenchmarkSettings
 from cluster.session import ray_connection
 from dreambooth_ray.actor_pool import ActorPool, PoolWords
@@ -45,7 +45,7 @@ class PipelineSampler:
 
     def __init__(self, model: str, steps: int) -> None:
         torch.set_num_threads(1)
-        self._pipeline, self._steps = make_pipeline(model), steps
+        self._pipeline, self._steps = load_diffusers_pipeline(model), steps
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Images of a batch of seeds, with when they were begun and done."""
@@ -74,19 +74,19 @@ def sample_with_ray_data(model: str, steps: int, chunks: int, actors: int) -> Wa
     )
 
 
-def wait_until_idle(limit_s: float = 10.0) -> None:
+def wait_until_machine_idle(limit_s: float = 10.0) -> None:
     """Wait until the machine has little to do: Ray Data's actors come and go with every pass."""
     start_s = time.monotonic()
     while time.monotonic() - start_s < limit_s:
-        idle_before_s, poll_start_s = _read_idle_s(), time.monotonic()
+        idle_before_s, poll_start_s = _read_cpu_idle_s(), time.monotonic()
         time.sleep(0.5)
-        if _read_idle_s() - idle_before_s > 0.9 * (os.cpu_count() or 1) * (
+        if _read_cpu_idle_s() - idle_before_s > 0.9 * (os.cpu_count() or 1) * (
             time.monotonic() - poll_start_s
         ):
             return
 
 
-def _read_idle_s() -> float:
+def _read_cpu_idle_s() -> float:
     """Seconds that the cores have been idle, all together."""
     cpu_stat_fields = Path("/proc/stat").read_text().split(None, 5)
     return int(cpu_stat_fields[4]) / os.sysconf("SC_CLK_TCK")
@@ -163,7 +163,7 @@ def measure(setting: BenchmarkSettings) -> dict[str, Any]:
         one_actor.wait_until_ready()
 
         def sample_when_idle() -> WallAndCpuTime:
-            wait_until_idle()
+            wait_until_machine_idle()
             return many_actors.sample_chunks(num_chunks)
 
         base_case = BenchmarkCase(

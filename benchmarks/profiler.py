@@ -61,7 +61,7 @@ def _find_phase(call_stack: str) -> str:
     return "Lightning and the rest"
 
 
-def profile_method(method: str) -> dict[str, float]:
+def profile_training_method(method: str) -> dict[str, float]:
     """Shares of a worker's training thread while it makes steps."""
     if (py_spy := shutil.which("py-spy", path=str(Path(sys.executable).parent))) is None:
         raise ConfigError("py-spy is not installed; it comes with ray[default]")
@@ -96,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     shares_by_method: dict[str, Any] = {
-        method: profile_method(method) for method in ("full", "lora")
+        method: profile_training_method(method) for method in ("full", "lora")
     }
     record = {"shares_of_the_training_thread": shares_by_method, "conditions": read_conditions()}
     print(json.dumps(record, indent=1))

@@ -49,7 +49,7 @@ def fill_queue(store: Store, count: int) -> None:
         list(thread_pool.map(add_record, range(count)))
 
 
-def measure(store: Store, count: int) -> dict[str, Any]:
+def time_queue_calls(store: Store, count: int) -> dict[str, Any]:
     """Milliseconds of each call, in a queue of `count`."""
     fill_queue(store, count)
     work_queue, new_record_numbers = WorkQueue(store), iter(range(count, count + 10_000))
@@ -93,7 +93,7 @@ def main() -> None:
         store = Store(arguments.storage or str(Path(temp_folder) / "out")).sub(
             f"queue-{uuid.uuid4().hex}"
         )
-        print(json.dumps(measure(store, arguments.count), indent=1))
+        print(json.dumps(time_queue_calls(store, arguments.count), indent=1))
         store.remove("")
 
 

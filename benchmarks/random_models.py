@@ -52,7 +52,7 @@ def make_random_components(size: ModelSize, device: torch.device) -> Components:
                 projection_dim=text_hidden_size,
             )
         )  # fmt: skip
-    return StableDiffusionFunctions(FAMILY).assemble(
+    return StableDiffusionFunctions(FAMILY).make_components(
         unet=unet,
         vae=vae.eval().requires_grad_(False),
         text_encoder=text_encoder,

@@ -45,7 +45,7 @@ def make_mixed_requests(divisor: int = 1) -> list[Request]:
     ]
 
 
-def make_pipeline(model: str) -> StableDiffusionPipeline:
+def load_diffusers_pipeline(model: str) -> StableDiffusionPipeline:
     """The peer, with the solver that the requests name."""
     pipeline = load_pipeline(model_directory(model))
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -53,7 +53,9 @@ def make_pipeline(model: str) -> StableDiffusionPipeline:
     return pipeline
 
 
-def sample_batch(pipeline: StableDiffusionPipeline, requests: list[Request]) -> list[Any]:
+def sample_batch_with_diffusers(
+    pipeline: StableDiffusionPipeline, requests: list[Request]
+) -> list[Any]:
     """One call of the pipeline for requests of equal steps and guidance."""
     first_request = requests[0]
     images: list[Any] = pipeline(
@@ -67,7 +69,7 @@ def sample_batch(pipeline: StableDiffusionPipeline, requests: list[Request]) -> 
 
 def sample_one_by_one(pipeline: StableDiffusionPipeline, requests: list[Request]) -> list[Any]:
     """One call for each request."""
-    return [sample_batch(pipeline, [r])[0] for r in requests]
+    return [sample_batch_with_diffusers(pipeline, [r])[0] for r in requests]
 
 
 def measure(setting: BenchmarkSettings) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     torch.set_num_threads(1)
     # As replicas have it; other engines record a forward once that has become worth it.
     engine = Engine(model_directory(setting.model), lives_long=True)
-    pipeline = make_pipeline(setting.model)
+    pipeline = load_diffusers_pipeline(setting.model)
     num_steps, num_pairs = setting.pick(8, 25), setting.pick(3, 12)
     single_request, equal_requests = (
         make_equal_requests(1, num_steps),
@@ -83,7 +85,7 @@ def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     )
     mixed_requests = make_mixed_requests(setting.pick(2, 1))
 
-    def compare_case(
+    def compare_engine_with_pipeline(
         name: str, requests: list[Request], theirs: Callable[..., Any], bar: float
     ) -> dict[str, Any]:
         return compare_sides(
@@ -94,9 +96,15 @@ def measure(setting: BenchmarkSettings) -> dict[str, Any]:
         )
 
     cases = [
-        compare_case("eight mixed requests", mixed_requests, sample_one_by_one, 1.6),
-        compare_case("one image at a time", single_request, sample_batch, 1.0),
-        compare_case("batch of eight", equal_requests, sample_batch, 1.0),
+        compare_engine_with_pipeline(
+            "eight mixed requests", mixed_requests, sample_one_by_one, 1.6
+        ),
+        compare_engine_with_pipeline(
+            "one image at a time", single_request, sample_batch_with_diffusers, 1.0
+        ),
+        compare_engine_with_pipeline(
+            "batch of eight", equal_requests, sample_batch_with_diffusers, 1.0
+        ),
     ]
     return {
         "headline": {"diffusers": "eight mixed requests"},

@@ -46,7 +46,7 @@ class GatedRunGroup:
             started_run.wait_until_ready()
         return started_runs
 
-    def compare_with_run(
+    def time_against_one_worker_run(
         self,
         name: str,
         ours: TimedWork,
@@ -120,7 +120,7 @@ def _compare_with_one_worker(
         one_worker_run, many_worker_run = run_group.start((1, pairs), many)
         min_speedup = _compute_min_speedup(many[0]) if name.startswith("weak") else None
         run_turn = partial(many_worker_run.run_steps, run_group.steps)
-        return run_group.compare_with_run(
+        return run_group.time_against_one_worker_run(
             name, run_turn, one_worker_run, (2 * many[1], 2 * pairs), min_speedup
         )
 
@@ -135,7 +135,7 @@ def _measure_ceiling(folder: Path, setting: BenchmarkSettings, many: int) -> dic
             2 * MANY_PAIRS,
             partial(run_together, separate_runs, run_group.steps),
         )
-        return run_group.compare_with_run(
+        return run_group.time_against_one_worker_run(
             case_name, run_turn, separate_runs[0], (images_per_step * many, images_per_step), None
         )
 

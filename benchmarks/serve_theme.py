@@ -24,7 +24,7 @@ import torch
 from ray.serve.api import RunTarget
 
 from benchmarks import serve_batch_peer, serve_fastapi
-from benchmarks.callers import GENERATE, SUBJECTS, make_request_body, send_request
+from benchmarks.callers import GENERATE, SUBJECTS, make_request_body, post_json_request
 from benchmarks.measure import (
     BenchmarkCase,
     compare_sides,
@@ -32,8 +32,8 @@ from benchmarks.measure import (
     make_timed,
     summarize_rates,
 )
-from benchmarks.receipts import compare_with_receipts
-from benchmarks.sample_theme import make_mixed_requests, make_pipeline, sample_one_by_one
+from benchmarks.receipt_image_check import compare_served_with_resampled_images
+from benchmarks.sample_theme import load_diffusers_pipeline, make_mixed_requests, sample_one_by_one
 from benchmarks.served_subjects import make_subjects
 from benchmarks.theme import BenchmarkSettings
 from cluster.session import ray_connection
@@ -76,7 +76,9 @@ def measure(setting: BenchmarkSettings) -> dict[str, Any]:
                 bench.run_open_loop(15)
                 bench.measure_previews(5)
         max_images = None if is_full else 3
-        receipt_check = compare_with_receipts(answers_folder, bundles, setting.model, max_images)
+        receipt_check = compare_served_with_resampled_images(
+            answers_folder, bundles, setting.model, max_images
+        )
     cases = bench.summarize_cases()
     record: dict[str, Any] = {"cases": cases}
     if is_full:
@@ -99,7 +101,7 @@ def measure(setting: BenchmarkSettings) -> dict[str, Any]:
 def measure_without_server(setting: BenchmarkSettings) -> dict[str, Any]:
     """Mixed requests sampled without any server: the most that batching gains."""
     engine = Engine(model_directory(setting.model), lives_long=True)
-    pipeline = make_pipeline(setting.model)
+    pipeline = load_diffusers_pipeline(setting.model)
     requests = make_mixed_requests(2)
     return compare_sides(
         BenchmarkCase("eight mixed requests, no server", "diffusers", len(requests), "images"),
@@ -275,7 +277,7 @@ def warm_up(url: str, times: int, limit_s: float = 120.0) -> None:
         deadline = time.monotonic() + limit_s
         while True:
             try:
-                send_request(url, request_body)
+                post_json_request(url, request_body)
                 break
             except OSError:
                 if time.monotonic() > deadline:

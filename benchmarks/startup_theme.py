@@ -26,7 +26,7 @@ import ray.serve
 import requests
 import torch
 
-from benchmarks.callers import send_request
+from benchmarks.callers import post_json_request
 from benchmarks.measure import MAX_SPREAD, compute_quantiles
 from benchmarks.serve_theme import PORT, URLS
 from benchmarks.served_subjects import make_subjects
@@ -76,17 +76,21 @@ def measure(setting: BenchmarkSettings) -> dict[str, Any]:
                 storage_folder, setting.model, served_names, setting.pick(1, 3)
             )
     class_images_text = "with its class images" if num_class_images else "without class images"
-    cases = [_make_submit_case(f"a cluster's first run, {class_images_text}", [first_submit_time])]
+    cases = [
+        _summarize_submit_times(f"a cluster's first run, {class_images_text}", [first_submit_time])
+    ]
     if later_submit_times:
         cases.append(
-            _make_submit_case("class images made before", later_submit_times, FIRST_STEP_BAR_S)
+            _summarize_submit_times(
+                "class images made before", later_submit_times, FIRST_STEP_BAR_S
+            )
         )
     return {
         "cases": [
             *cases,
-            make_case("a new replica's first image", replica_start_times_s),
-            make_case("a new subject's first image", cold_times_s),
-            make_case("a known subject's image", warm_times_s),
+            summarize_case_seconds("a new replica's first image", replica_start_times_s),
+            summarize_case_seconds("a new subject's first image", cold_times_s),
+            summarize_case_seconds("a known subject's image", warm_times_s),
         ],
         "configuration": {
             "workers": 1, "preflight": True, "code": "tree", "class_images": num_class_images,
@@ -95,7 +99,9 @@ def measure(setting: BenchmarkSettings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_case(name: str, seconds: list[float], bar_s: float | None = None) -> dict[str, Any]:
+def summarize_case_seconds(
+    name: str, seconds: list[float], bar_s: float | None = None
+) -> dict[str, Any]:
     """A case of seconds, with whether its median is within its bar."""
     seconds_quantiles = compute_quantiles(seconds)
     record: dict[str, Any] = {
@@ -111,10 +117,10 @@ def make_case(name: str, seconds: list[float], bar_s: float | None = None) -> di
     return record
 
 
-def _make_submit_case(
+def _summarize_submit_times(
     name: str, submit_times: list[SubmitTime], bar_s: float | None = None
 ) -> dict[str, Any]:
-    record = make_case(
+    record = summarize_case_seconds(
         f"submit to first step, {name}", [seconds for seconds, _ in submit_times], bar_s
     )
     stage_times = [stages for _, stages in submit_times]
@@ -238,11 +244,11 @@ def _measure_serving(
         ray.serve.start(http_options={"port": PORT})
         start_s = time.monotonic()
         ray.serve.run(build(config), name="dreambooth")
-        _time_image("base")
+        _time_image_request("base")
         replica_start_times_s.append(time.monotonic() - start_s)
         for subject_name in subject_names:
-            cold_times_s.append(_time_image(subject_name))
-            warm_times_s.append(_time_image(subject_name))
+            cold_times_s.append(_time_image_request(subject_name))
+            warm_times_s.append(_time_image_request(subject_name))
     return replica_start_times_s, cold_times_s, warm_times_s
 
 
@@ -268,13 +274,13 @@ def _is_head_ready(dashboard: Dashboard) -> bool:
         return False
 
 
-def _time_image(model: str) -> float:
+def _time_image_request(model: str) -> float:
     """Seconds to an image of two steps; sent again while the endpoint starts."""
     request_body = {"model": model, "prompt": "a robot", "seed": 0, "num_inference_steps": 2}
     start_s = time.monotonic()
     while True:
         try:
-            send_request(URLS["ours"], request_body)
+            post_json_request(URLS["ours"], request_body)
             return time.monotonic() - start_s
         except urllib.error.HTTPError as error:
             is_retryable = error.code >= 500 or error.code == 404

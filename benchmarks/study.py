@@ -26,16 +26,16 @@ from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from benchmarks.conditions import read_conditions
-from benchmarks.study_judge import PROTOCOLS, StudyScorer, load_brief_protocol
 from benchmarks.study_page import write_study_page
 from benchmarks.study_photographs import NUM_SQUARES, SQUARES, ensure_photograph_folder
+from benchmarks.study_scorer import PROTOCOLS, StudyScorer, load_brief_protocol
 from benchmarks.study_table import summarize_cells
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.class_shapes import list_class_shapes
 from dreambooth_ray.data.image_shapes import ImageShape
 from dreambooth_ray.data.prior_set import PriorImageRecord, PriorSet, read_chunk_records
-from dreambooth_ray.data.subject import read_configured_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
@@ -176,7 +176,7 @@ def run_cell(
     if cell.method == "none":
         return {**cell_record, "points": {"0": scorer(components)}}
     apply_train_method(config, components)
-    photographs = read_configured_photographs(config, config.subject)
+    photographs = read_photographs_for_subject_config(config, config.subject)
     prior_set = None
     if config.prior.num_images:
         class_image_shapes = list_class_shapes(config, photographs)
@@ -237,7 +237,7 @@ def run_study(
     return cell_records
 
 
-def write_record(lines: list[dict[str, Any]], path: Path) -> None:
+def write_study_record(lines: list[dict[str, Any]], path: Path) -> None:
     """The record, and beside it the page."""
     study_results = summarize_cells(lines)
     study_setting = {
@@ -270,7 +270,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cell_records = run_study(make_cells(arguments.subjects), arguments.work)
     if arguments.json:
-        write_record(cell_records, arguments.json)
+        write_study_record(cell_records, arguments.json)
 
 
 if __name__ == "__main__":

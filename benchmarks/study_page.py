@@ -32,13 +32,13 @@ def write_study_page(folder: Path) -> None:
         if (folder / name).exists()
     }
     if records_by_toy:
-        page_lines += _format_toys(records_by_toy)
+        page_lines += _format_preservation_on_toys(records_by_toy)
     if (folder / "options.json").exists():
         page_lines += format_sections(json.loads((folder / "options.json").read_text()))
     (folder / PAGE).write_text("\n".join(page_lines).rstrip() + "\n")
 
 
-def _format_toys(records: dict[str, dict[str, Any]]) -> list[str]:
+def _format_preservation_on_toys(records: dict[str, dict[str, Any]]) -> list[str]:
     """Kinds of preservation by each method, on each toy, over the subjects that it has."""
     page_lines = ["## Kinds of preservation on two toys", ""]
     method_results = [

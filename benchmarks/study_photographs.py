@@ -11,9 +11,9 @@ from dreambooth_ray.data.masks import MASK_SUFFIX
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.toyworld.world import (
     PHOTO_BACKGROUNDS,
-    Scene,
+    SceneLayout,
     Subject,
-    random_scene,
+    random_scene_layout,
     random_subject,
     render_image,
 )
@@ -68,8 +68,8 @@ def _write_aspects(folder: Path, seed: int) -> None:
 
 
 def _frame_subject(
-    scene: Scene, size: tuple[int, int], seed: int, index: int
-) -> tuple[tuple[int, int, int, int], Scene]:
+    scene: SceneLayout, size: tuple[int, int], seed: int, index: int
+) -> tuple[tuple[int, int, int, int], SceneLayout]:
     """Where the photograph is cut out of the canvas, and the scene with the subject in it."""
     width, height = size
     left_px, top_px = (_CANVAS_PX - width) // 2, (_CANVAS_PX - height) // 2
@@ -87,17 +87,17 @@ def _frame_subject(
     )
 
 
-def _make_scenes(seed: int, count: int) -> list[Scene]:
+def _make_scenes(seed: int, count: int) -> list[SceneLayout]:
     """Those of the world's own photographs, one after another."""
     background_names = PHOTO_BACKGROUNDS
     scenes = [
-        random_scene(seed, 7919 + k, background_names[k % len(background_names)])
+        random_scene_layout(seed, 7919 + k, background_names[k % len(background_names)])
         for k in range(count)
     ]
     return [replace(scene, hat=False) for scene in scenes]
 
 
-def draw_mask(subject: Subject, scene: Scene, size_px: int = _SIDE_PX) -> Image.Image:
+def draw_mask(subject: Subject, scene: SceneLayout, size_px: int = _SIDE_PX) -> Image.Image:
     """White where the subject is: what is the same before two backgrounds that are nowhere."""
     background_renders = [
         np.asarray(
@@ -113,7 +113,7 @@ def draw_mask(subject: Subject, scene: Scene, size_px: int = _SIDE_PX) -> Image.
 
 def _find_background_shade_seeds() -> tuple[int, int]:
     """Seeds of the darkest and the lightest plain background of the first twenty."""
-    scene, subject = random_scene(0, 0, "plain"), random_subject(0)
+    scene, subject = random_scene_layout(0, 0, "plain"), random_subject(0)
     corner_values = [
         render_image(subject, replace(scene, seed=seed), 8).getpixel((0, 0))[0]  # type: ignore[index]
         for seed in range(20)

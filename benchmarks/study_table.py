@@ -4,7 +4,7 @@ import statistics
 from typing import Any
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
-from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint, select_best_checkpoint
+from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint, select_best_within_drift
 
 # Column of the table: key of a score, and which way is better.
 SCORE_TITLES = {
@@ -174,7 +174,7 @@ def _read_scored_checkpoints(cell_record: dict[str, Any], name: str) -> list[Sco
 def _select_best_checkpoint(
     cell_record: dict[str, Any], name: str, bound: float
 ) -> ScoredCheckpoint:
-    best_checkpoint = select_best_checkpoint(_read_scored_checkpoints(cell_record, name), bound)
+    best_checkpoint = select_best_within_drift(_read_scored_checkpoints(cell_record, name), bound)
     assert best_checkpoint is not None
     return best_checkpoint
 

@@ -22,7 +22,7 @@ from benchmarks.ceiling import count_flops, measure_ceilings
 from benchmarks.gated_runs import GatedRun, dump_portable_config, make_config, start_gated_run
 from benchmarks.measure import BenchmarkCase, TimedWork, WallAndCpuTime, compare_sides
 from benchmarks.plain_loop import PlainLoop
-from benchmarks.step_breakdown import explain_missed_bar, measure_breakdown
+from benchmarks.plain_loop_breakdown import explain_missed_bar, measure_breakdown
 from benchmarks.theme import BenchmarkSettings
 from cluster.session import ray_connection
 from dreambooth_ray.config.allocator import ALLOCATOR

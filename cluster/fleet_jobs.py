@@ -28,7 +28,7 @@ class FleetJob:
     words: tuple[str, ...]
 
 
-class FleetRunJobs(ClusterJobs):
+class RayFleetJobs(ClusterJobs):
     """The fleets of one cluster."""
 
     def start(self, settings: FleetSettings) -> FleetJob:
@@ -37,14 +37,14 @@ class FleetRunJobs(ClusterJobs):
         raises: ConfigError if it runs with other settings, or there is no queue
         """
         refuse_local_storage(settings.storage)
-        FleetStore(settings.storage).refuse_empty()
+        FleetStore(settings.storage).refuse_empty_storage()
         storage_uri, command_words = Store(settings.storage).uri, tuple(settings.command_words)
         previous_job = self.find(storage_uri)
         if previous_job is not None and previous_job.state in ("pending", "running"):
             self._refuse_other_command(previous_job, command_words, storage_uri)
             return previous_job
         fleet_name, attempt = (
-            _name_fleet(storage_uri),
+            _name_fleet_by_storage(storage_uri),
             previous_job.attempt + 1 if previous_job else 1,
         )
         job_metadata = {
@@ -67,7 +67,7 @@ class FleetRunJobs(ClusterJobs):
 
     def find(self, storage_uri: str) -> FleetJob | None:
         """The newest job of a storage's fleet, if it has had one here."""
-        fleet_name = _name_fleet(Store(storage_uri).uri)
+        fleet_name = _name_fleet_by_storage(Store(storage_uri).uri)
         jobs = [
             FleetJob(
                 fleet_name,
@@ -102,6 +102,6 @@ def refuse_local_storage(storage_uri: str) -> None:
         )
 
 
-def _name_fleet(uri: str) -> str:
+def _name_fleet_by_storage(uri: str) -> str:
     """Of a storage's fleet, wherever it is started from."""
     return f"fleet-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"

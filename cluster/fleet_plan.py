@@ -12,7 +12,7 @@ from dreambooth_ray.config.section import PathText, Section, Text
 from dreambooth_ray.config.validation_errors import explain_error
 from dreambooth_ray.config.yaml_text import parse_yaml, read_text_file
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.queue.work_records import ID_PATTERN, MAX_PRIORITY, check_owner
+from dreambooth_ray.queue.work_records import ID_PATTERN, MAX_PRIORITY, validate_owner_name
 
 
 class FleetSubject(Section):
@@ -34,7 +34,7 @@ class FleetSubject(Section):
     @field_validator("owner")
     @classmethod
     def _owner_is_a_folder(cls, owner: str) -> str:
-        check_owner(owner)
+        validate_owner_name(owner)
         return owner
 
     @field_validator("deadline")

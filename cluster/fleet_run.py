@@ -54,7 +54,7 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
             publish_run(run_store)
             continue
         if prepared_runs[subject_id].config.prior.num_images:
-            pipeline.note_prior_use(prepared_runs[subject_id], run_store)
+            pipeline.record_used_prior_set(prepared_runs[subject_id], run_store)
     waiting_entries = [e for e in trainable_entries if e.state == "waiting"]
     if waiting_entries:
         with _start_ray(fleet, prepared_runs[waiting_entries[0].id].config):
@@ -65,7 +65,7 @@ def run_fleet(fleet: FleetConfig, say: Callable[[str], None]) -> list[FleetEntry
                 FleetQueue(waiting_entries, fleet.parallel, fleet.retries),
                 lambda e: start_training(portable_runs[e.id].config),
                 wait_for_first,
-                read_end,
+                read_task_end,
                 say,
             )
     return entries
@@ -95,7 +95,7 @@ def _start_ray(fleet: FleetConfig, config: Config) -> AbstractContextManager[Non
     """Ray for the whole fleet. config: of any subject"""
     if not fleet.slots:
         return session(config)
-    num_processes = max(config.num_ray_processes, fleet.parallel + config.prior.span.max)
+    num_processes = max(config.num_workers_and_actors, fleet.parallel + config.prior.span.max)
     return ray_connection(config.cluster, num_processes)
 
 
@@ -142,7 +142,7 @@ def wait_for_first(handles: Iterable[Any]) -> Any | None:
     return finished_tasks[0] if finished_tasks else None
 
 
-def read_end(handle: Any) -> TryEnd:
+def read_task_end(handle: Any) -> TryEnd:
     """How a task has ended."""
     try:
         return TryEnd("done") if ray.get(handle) else TryEnd("stopped", "as it was asked to")

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from cluster.fleet_queue import FleetEntry, run_queue
-from cluster.fleet_run import generate_priors, read_end, start_training, wait_for_first
+from cluster.fleet_run import generate_priors, read_task_end, start_training, wait_for_first
 from cluster.fleet_settings import FleetSettings
-from cluster.fleet_store import ALONE, FleetStore, parse_lora_rank
+from cluster.fleet_store import ALONE, FleetStore, parse_group_rank
 from cluster.session import ray_connection
 from cluster.slot_actor import make_ray_worker_functions
 from cluster.slot_fleet import QueueDemand, SlotFleet, make_model_loading_job, make_slot_job
@@ -72,7 +72,7 @@ class FleetRunner:
         raises: ConfigError if there is no queue; DreamBoothError of the first group that no worker
             can train, once the others are done
         """
-        self._fleet_store.refuse_empty()
+        self._fleet_store.refuse_empty_storage()
         entries: dict[str, FleetEntry] = {}
         with self._ray:
             while True:
@@ -97,7 +97,7 @@ class FleetRunner:
             with self._open_queue(group) as queue:
                 # Its configuration says what the workers of its group need.
                 if (first_entry := queue.peek()) is not None:
-                    self._connect(queue.get_prepared_run(first_entry).config)
+                    self._connect_to_ray(queue.get_prepared_run(first_entry).config)
                     try:
                         self._run_group(group, queue, first_entry)
                     except DreamBoothError as error:
@@ -159,7 +159,7 @@ class FleetRunner:
         settings = self._settings
         return StoredQueue(
             self._queues[group],
-            _prepare_recorded_run,
+            _prepare_queued_run,
             _request_stop,
             self._say,
             lease_s=_LEASE_S,
@@ -176,10 +176,10 @@ class FleetRunner:
     def _trains_subjects_alone(self, group: str) -> bool:
         return group == ALONE or not self._settings.slots
 
-    def _connect(self, config: Config) -> None:
+    def _connect_to_ray(self, config: Config) -> None:
         if not self._has_ray:
             num_processes = max(
-                config.num_ray_processes, self._settings.most + config.prior.span.max
+                config.num_workers_and_actors, self._settings.most + config.prior.span.max
             )
             self._ray.enter_context(ray_connection(config.cluster, num_processes))
             self._has_ray = True
@@ -187,12 +187,12 @@ class FleetRunner:
     def _run_group(self, group: str, queue: StoredQueue, first_entry: FleetEntry) -> None:
         if self._trains_subjects_alone(group):
             start_alone = partial(self._start_alone, queue)
-            run_queue(queue, start_alone, wait_for_first, read_end, self._say)
+            run_queue(queue, start_alone, wait_for_first, read_task_end, self._say)
             return
         prepared_run = queue.get_prepared_run(first_entry)
         cluster_config = prepared_run.config.cluster
         start_worker, wait_for_event = make_ray_worker_functions(
-            make_model_loading_job(prepared_run), parse_lora_rank(group), cluster_config.gpus
+            make_model_loading_job(prepared_run), parse_group_rank(group), cluster_config.gpus
         )
         queue_demand = QueueDemand(queue.count_waiting, partial(self._expects_more_subjects, group))
         make_job = partial(self._make_subject_job, queue)
@@ -213,7 +213,7 @@ class FleetRunner:
         return make_slot_job(prepared_run)
 
 
-def _prepare_recorded_run(record: WorkRecord) -> PreparedRun:
+def _prepare_queued_run(record: WorkRecord) -> PreparedRun:
     """raises: ConfigError, DataError, StorageError if it can't be trained"""
     return prepare_run(parse_config(record.payload, record.id, []), QuietDisplay())
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.slot_plan import divide_slots_among_workers
+from cluster.shared_batch_plan import divide_slots_among_workers
 from cluster.worker_pool import WorkerBounds
 from dreambooth_ray.errors import ConfigError
 

@@ -35,7 +35,7 @@ _Entry = TypeVar("_Entry")
 _Work = tuple[str, str, WorkRecord]
 
 
-def find_group(config: Config) -> str:
+def derive_group_name(config: Config) -> str:
     """The queue of a subject: ranks up to the same power of two share one."""
     if find_shared_batch_obstacle(config) is not None:
         return ALONE
@@ -44,8 +44,8 @@ def find_group(config: Config) -> str:
     return f"{hashlib.sha256(group_key.encode()).hexdigest()[:12]}-rank-{lora_rank:05d}"
 
 
-def parse_lora_rank(group: str) -> int:
-    """The largest of a group; raises ConfigError for a name that `find_group` does not make."""
+def parse_group_rank(group: str) -> int:
+    """The largest of a group; raises ConfigError for a name that is none of a group."""
     lora_rank = group.rpartition("-rank-")[2]
     if not lora_rank.isdecimal():
         raise ConfigError(
@@ -69,7 +69,7 @@ class FleetStore:
         """Those that ever had work."""
         return self._store.names()
 
-    def refuse_empty(self) -> None:
+    def refuse_empty_storage(self) -> None:
         """raises: ConfigError where nobody has ever added a subject, as at a mistaken address"""
         if not self.list_groups():
             raise ConfigError(
@@ -88,11 +88,11 @@ class FleetStore:
     def list_ended(self, after: str = "", limit: int = 50) -> list[tuple[str, EndedWork]]:
         """A page of work that is over, with its group, and its note where it was not done."""
         return [
-            (group, ended if ended.state == "done" else self._add_note(group, ended))
+            (group, ended if ended.state == "done" else self._read_end_note(group, ended))
             for group, ended in self._list_work_page(after, limit, WorkQueue.list_ended)
         ]
 
-    def _add_note(self, group: str, ended: EndedWork) -> EndedWork:
+    def _read_end_note(self, group: str, ended: EndedWork) -> EndedWork:
         return replace(ended, note=self.open_queue(group).read_end_note(ended))
 
     def _list_work_page(
@@ -160,7 +160,7 @@ def _make_work(subject: FleetSubject, prepared: PreparedRun, created_ms: int) ->
         deadline_s=subject.deadline_s,
         created_ms=created_ms,
     )
-    return config.storage.uri, find_group(config), work_record
+    return config.storage.uri, derive_group_name(config), work_record
 
 
 def _refuse_reused_ids(works: list[_Work]) -> None:

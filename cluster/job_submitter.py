@@ -177,7 +177,7 @@ class JobSubmitter:
         return f"{self._submission.address}/api/jobs/{self._submission.job_id}"
 
 
-def read_job_submission(entrypoint: str) -> JobSubmission:
+def read_submission_from_environment(entrypoint: str) -> JobSubmission:
     """What KubeRay's variables say. raises: KeyError naming the one that is missing"""
     address = os.environ["RAY_DASHBOARD_ADDRESS"]
     return JobSubmission(
@@ -192,7 +192,7 @@ def main() -> None:
     """As KubeRay's own: exit code 0 however the job ends, which the operator asks Ray itself."""
     parser = argparse.ArgumentParser(description="Submit a RayJob's command and follow it.")
     parser.add_argument("entrypoint", help="the command, in one word")
-    job_submission = read_job_submission(parser.parse_args().entrypoint)
+    job_submission = read_submission_from_environment(parser.parse_args().entrypoint)
 
     def write_stdout(text: str) -> None:
         sys.stdout.write(text)

@@ -43,7 +43,7 @@ def _find_reason(error_output: str) -> str:
     return " ".join(" ".join(error_lines or [error_output]).split())
 
 
-def read_kubernetes_resources(*arguments: str) -> list[dict[str, Any]]:
+def read_kubernetes_objects(*arguments: str) -> list[dict[str, Any]]:
     """The items of `kubectl get` with these arguments. raises: CapacityError"""
     json_text = run_kubectl("get", *arguments, "--ignore-not-found", "--output=json")
     tree = json.loads(json_text or "{}")

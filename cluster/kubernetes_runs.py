@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cluster.kubectl import read_kubernetes_resources, run_kubectl
+from cluster.kubectl import read_kubernetes_objects, run_kubectl
 from cluster.ray_jobs import RunJob
 from cluster.rayjob import (
     PART_OF,
@@ -89,13 +89,13 @@ class KubernetesRuns:
             return _parse_run_job(kubernetes_manifests[1])
         previous_job = _parse_run_job(existing_rayjobs[0])
         self._refuse_another_recipe(previous_job, kubernetes_manifests[0]["data"][RECIPE])
-        if previous_job.state in _ACTIVE or _has_bundle(previous_job):
+        if previous_job.state in _ACTIVE or _has_ended_well(previous_job):
             return previous_job
         run_kubectl(*_ANEW, text=manifests_json)
         return _parse_run_job(kubernetes_manifests[1])
 
     def _refuse_another_recipe(self, job: RunJob, recipe: str) -> None:
-        stored_recipe = self._read_recipe(job)
+        stored_recipe = self._read_recipe_config_map(job)
         if stored_recipe and yaml.safe_load(stored_recipe) != yaml.safe_load(recipe):
             raise ConfigError(
                 f"run_id={job.run_id!r} is a run with another configuration (ConfigMap "
@@ -105,7 +105,7 @@ class KubernetesRuns:
 
     def config(self, job: RunJob) -> Config:
         """The configuration a run was sent with. raises: ConfigError if its ConfigMap is gone"""
-        recipe = self._read_recipe(job)
+        recipe = self._read_recipe_config_map(job)
         if not recipe:
             raise ConfigError(f"the ConfigMap {job.submission_id} in {self._namespace} is gone")
         return parse_config(recipe, f"ConfigMap {job.submission_id}", [])
@@ -113,7 +113,7 @@ class KubernetesRuns:
     def resume(self, run: str) -> RunJob:
         """Let pods take a run up where it stands, unless they do already, or it has ended well."""
         previous_job = self.get(run)
-        if previous_job.state in _ACTIVE or _has_bundle(previous_job):
+        if previous_job.state in _ACTIVE or _has_ended_well(previous_job):
             return previous_job
         if previous_job.state == "suspended":
             self._set_suspended(previous_job, "false")
@@ -168,7 +168,7 @@ class KubernetesRuns:
                     "--type=merge", f"--patch={_SUSPEND.format(value)}")  # fmt: skip
 
     def _read_resources(self, kind: str, *arguments: str) -> list[Resource]:
-        return read_kubernetes_resources(kind, *arguments, f"--namespace={self._namespace}")
+        return read_kubernetes_objects(kind, *arguments, f"--namespace={self._namespace}")
 
     def _read_rayjob(self, job: RunJob) -> Resource:
         rayjob_resources = self._read_resources(_KIND, job.submission_id)
@@ -176,7 +176,7 @@ class KubernetesRuns:
             raise ConfigError(f"the RayJob {job.submission_id} in {self._namespace} is gone")
         return rayjob_resources[0]
 
-    def _read_recipe(self, job: RunJob) -> str:
+    def _read_recipe_config_map(self, job: RunJob) -> str:
         config_maps = self._read_resources("configmaps", job.submission_id)
         return str(config_maps[0].get("data", {}).get(RECIPE, "")) if config_maps else ""
 
@@ -218,7 +218,7 @@ def _describe_state(resource: Resource) -> str:
     )
 
 
-def _has_bundle(job: RunJob) -> bool:
+def _has_ended_well(job: RunJob) -> bool:
     """Whether a run has ended well, as far as this machine can see its storage."""
     try:
         return is_finished(Store(job.run_uri))

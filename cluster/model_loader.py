@@ -12,12 +12,12 @@ from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import DreamBoothError, describe_error
 from dreambooth_ray.models.model_mirror import share_model
-from dreambooth_ray.models.model_source import find_shipped_model
+from dreambooth_ray.models.model_source import find_packaged_model
 from dreambooth_ray.models.weight_cache import set_model_cache_limit
 from dreambooth_ray.storage.store import Store, use_storage_options
 
 
-def load_model(config: Config) -> Path:
+def cache_base_model(config: Config) -> Path:
     """The folder of a recipe's model, as its run will find it.
 
     raises: ConfigError where it is no model or may not be read, CapacityError, StorageError
@@ -25,7 +25,7 @@ def load_model(config: Config) -> Path:
     use_storage_options(config.storage.uri, config.storage.options)
     set_model_cache_limit(config.storage.model_cache_gb)
     model_source, storage = config.model.source, Store(config.storage.uri)
-    if packaged_model_folder := find_shipped_model(model_source):
+    if packaged_model_folder := find_packaged_model(model_source):
         return packaged_model_folder
     share_model(model_source, "model.uri", storage)
     # A model of the hub is in the storage now, and runs take it from there, by its hash.
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Load a recipe's model into this host's cache.")
     parser.add_argument("recipe", help="the run's recipe")
     try:
-        print(load_model(load_config(parser.parse_args().recipe, [])))
+        print(cache_base_model(load_config(parser.parse_args().recipe, [])))
     except DreamBoothError as error:
         sys.exit(f"error: {describe_error(error)}")
 

@@ -98,7 +98,7 @@ class HostNetwork:
         number: last part of its address, 2 to 254
         """
         namespace, address = f"{self.bridge}-{name}", f"{self.prefix}.{number}"
-        outer_interface = self._outer_interface(address)
+        outer_interface = self._outer_veth_name(address)
         _run_command("ip", "netns", "add", namespace)
         _run_command(
             "ip", "link", "add", outer_interface, "type", "veth", "peer", "name", INTERFACE,
@@ -117,7 +117,7 @@ class HostNetwork:
     def remove_namespace(self, namespace: str, address: str) -> None:
         """Undo add_namespace, as far as it is there."""
         for ip_arguments in (
-            ["link", "del", self._outer_interface(address)],
+            ["link", "del", self._outer_veth_name(address)],
             ["netns", "del", namespace],
         ):
             subprocess.run(["ip", *ip_arguments], capture_output=True, check=False)
@@ -138,7 +138,7 @@ class HostNetwork:
         (host_folder / "tmp").mkdir(parents=True, exist_ok=True)
         namespace, address = self.add_namespace(name, number)
         init_script = (
-            f"{_bind_shared_folders(host_folder / 'tmp')}"
+            f"{_build_bind_mount_commands(host_folder / 'tmp')}"
             f'mount --rbind "{host_folder / "tmp"}" /tmp && '
             f"mount -t tmpfs -o size={_SHM_SIZE} tmpfs /dev/shm && "
             f'hostname {name} && touch /tmp/{_STARTED} && exec "$@"'
@@ -161,18 +161,18 @@ class HostNetwork:
         (host_folder / "tmp" / _STARTED).unlink()
         return host
 
-    def _outer_interface(self, address: str) -> str:
+    def _outer_veth_name(self, address: str) -> str:
         return f"{self.bridge[3:]}-{address.rpartition('.')[2]}"[:15]
 
     def disconnect_host(self, host: Host) -> None:
         """Pull the host's cable: nothing arrives, and no process is notified."""
-        _run_command("ip", "link", "set", self._outer_interface(host.address), "down")
+        _run_command("ip", "link", "set", self._outer_veth_name(host.address), "down")
 
     def reconnect_host(self, host: Host) -> None:
         """Undo cut, delay and slow."""
-        _run_command("ip", "link", "set", self._outer_interface(host.address), "up")
+        _run_command("ip", "link", "set", self._outer_veth_name(host.address), "up")
         subprocess.run(
-            ["tc", "qdisc", "del", "dev", self._outer_interface(host.address), "root"],
+            ["tc", "qdisc", "del", "dev", self._outer_veth_name(host.address), "root"],
             capture_output=True,
             check=False,
         )
@@ -188,7 +188,7 @@ class HostNetwork:
             "qdisc",
             "replace",
             "dev",
-            self._outer_interface(host.address),
+            self._outer_veth_name(host.address),
             "root",
             "netem",
             *netem_options.split(),
@@ -202,7 +202,7 @@ class HostNetwork:
             "qdisc",
             "replace",
             "dev",
-            self._outer_interface(host.address),
+            self._outer_veth_name(host.address),
             "root",
             "tbf",
             *tbf_options.split(),
@@ -220,7 +220,7 @@ class HostNetwork:
         self.remove_namespace(host.namespace, host.address)
 
 
-def shared_folders() -> list[Path]:
+def list_required_tmp_folders() -> list[Path]:
     """Folders below /tmp that a host needs though it has a /tmp of its own: Python and our code.
 
     A checkout, or its environment, may lie there.
@@ -231,10 +231,10 @@ def shared_folders() -> list[Path]:
     return sorted(folder for folder in resolved_folders if folder.is_relative_to("/tmp"))
 
 
-def _bind_shared_folders(host_tmp: Path) -> str:
+def _build_bind_mount_commands(host_tmp: Path) -> str:
     """Shell commands that make shared folders appear in a host's /tmp under their own names."""
     shell_commands = ""
-    for folder in shared_folders():
+    for folder in list_required_tmp_folders():
         mount_point = host_tmp / folder.relative_to("/tmp")
         shell_commands += f'mkdir -p "{mount_point}" && mount --bind "{folder}" "{mount_point}" && '
     return shell_commands

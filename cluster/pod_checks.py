@@ -11,7 +11,7 @@ from cluster.preflight_finding import PreflightFinding
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote_uri
 from dreambooth_ray.evaluation.protocol import list_protocol_names
-from dreambooth_ray.models.model_source import SUFFIXES, find_hub_id, find_shipped_model
+from dreambooth_ray.models.model_source import SUFFIXES, find_hub_id, find_packaged_model
 
 NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # Folders of the pods that can be written; all others are the image's, which is read-only.
@@ -129,7 +129,7 @@ def _check_model_location(config: Config) -> Iterator[PreflightFinding]:
         if (
             not model_uri
             or is_remote_uri(model_uri)
-            or find_shipped_model(model_uri)
+            or find_packaged_model(model_uri)
             or (find_hub_id(model_uri) and not is_weight_file)
         ):
             continue

@@ -12,17 +12,17 @@ from cluster.dashboard import TIMEOUT_S, ClusterCapacity, Dashboard
 from cluster.preflight_finding import PreflightFinding
 from cluster.subject_checks import check_subjects
 from dreambooth_ray.config.idle_settings import find_idle_settings
-from dreambooth_ray.config.learning_rates import check_rates
+from dreambooth_ray.config.learning_rate_rules import check_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError, DreamBoothError
-from dreambooth_ray.memory.device_memory import read_gpu_memory, usable_bytes
+from dreambooth_ray.memory.device_memory import list_gpu_total_bytes, usable_bytes
 from dreambooth_ray.memory.memory_advice import (
     describe_shortage,
     find_fitting_settings,
     find_heaviest_key,
 )
 from dreambooth_ray.memory.training_memory import TrainingFootprint, estimate_training_footprint
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.model_directory import check_image_sizes, model_directory, model_outline
 from dreambooth_ray.models.model_source import parse_source
 from dreambooth_ray.storage.store import Store
@@ -48,7 +48,7 @@ def run_preflight(
     if entry is not None:
         checks += [
             lambda: _check_cluster(config, entry, footprints),
-            lambda: _check_container_image(entry),
+            lambda: _check_image_in_registry(entry),
         ]
     elif config.cluster.gpus and not is_elsewhere:
         checks += [lambda: _check_local_gpus(config, footprints)]
@@ -56,7 +56,7 @@ def run_preflight(
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
-def fit_to_cluster(config: Config, entry: ClusterEntry, say: Callable[[str], None]) -> Config:
+def fit_to_gpu_memory(config: Config, entry: ClusterEntry, say: Callable[[str], None]) -> Config:
     """For memory.fit: the configuration with what a worker's step needs to fit, which is said.
 
     As it is where nothing helps, or where a cluster's GPUs are not there before they are needed.
@@ -91,9 +91,9 @@ def _check_model(config: Config, footprints: list[TrainingFootprint]) -> Iterato
         return
     try:
         check_image_sizes(model_folder, config.train)
-        check_method(config, model_folder)
+        check_training_settings(config, model_folder)
         footprints.append(footprint := estimate_training_footprint(config, model_folder))
-        yield _describe_memory_need(config, footprint)
+        yield _note_memory_estimate(config, footprint)
         if parse_source(config.model.source).is_directory:
             model_directory(config.model.source)  # last: it reads all weights
     except DreamBoothError as error:
@@ -105,7 +105,7 @@ def _check_model(config: Config, footprints: list[TrainingFootprint]) -> Iterato
         yield PreflightFinding("model.uri", finding_text)
 
 
-def _describe_memory_need(config: Config, footprint: TrainingFootprint) -> PreflightFinding:
+def _note_memory_estimate(config: Config, footprint: TrainingFootprint) -> PreflightFinding:
     needed_gib, device_word = (
         footprint.total_bytes / 2**30,
         "GPU" if config.cluster.gpus else "host",
@@ -197,7 +197,7 @@ def _check_capacity(
 def _check_local_gpus(
     config: Config, footprints: list[TrainingFootprint]
 ) -> Iterator[PreflightFinding]:
-    gpus_bytes = read_gpu_memory()
+    gpus_bytes = list_gpu_total_bytes()
     if not gpus_bytes and config.cluster.ray_address is None:
         yield PreflightFinding(
             "cluster.gpus",
@@ -219,7 +219,7 @@ def _check_memory(
             yield PreflightFinding(find_heaviest_key(config, footprint), finding_text)
 
 
-def _check_container_image(entry: ClusterEntry) -> Iterator[PreflightFinding]:
+def _check_image_in_registry(entry: ClusterEntry) -> Iterator[PreflightFinding]:
     """Ask the registry for the image's manifest, as the hosts will."""
     if entry.code == "image" and not entry.image:
         yield PreflightFinding(

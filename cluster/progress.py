@@ -60,7 +60,7 @@ class RunProgressReader:
         if latest_metrics is None:
             return RunProgress(0, config.train.steps, "", self._checkpoint, None, None)
         images_per_second = self._rate.update(time.monotonic(), latest_metrics["images_seen"])
-        images_left = (config.train.steps - latest_metrics["step"]) * config.images_a_step
+        images_left = (config.train.steps - latest_metrics["step"]) * config.total_images_per_step
         remaining_s = images_left / images_per_second if images_per_second > 0 else None
         remaining_cost = None
         if self._price_an_hour is not None and remaining_s is not None:
@@ -101,7 +101,7 @@ def watch_run(jobs: RunJobs, job: RunJob, price: float | None, say: Callable[[st
     """
     run_store, seen_messages = Store(job.run_uri), set[str]()
     progress_reader, last_progress_line = RunProgressReader(run_store, jobs.config(job), price), ""
-    for _ in _iterate_polls():
+    for _ in _tick_every_interval():
         end_state = outcome = ""
         try:
             end_state = "" if jobs.is_active(job) else jobs.state(job)
@@ -123,7 +123,7 @@ def watch_run(jobs: RunJobs, job: RunJob, price: float | None, say: Callable[[st
     raise AssertionError("polls have no end")
 
 
-def _iterate_polls() -> Iterator[None]:
+def _tick_every_interval() -> Iterator[None]:
     while True:
         yield
         time.sleep(INTERVAL_S)

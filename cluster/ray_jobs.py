@@ -13,7 +13,7 @@ from dreambooth_ray.config.base_model import ModelConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote_uri, upload_photographs
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.model_mirror import send_model
+from dreambooth_ray.models.model_mirror import upload_local_model
 from dreambooth_ray.runs import is_finished, open_run, read_run_config
 from dreambooth_ray.storage.store import Store
 
@@ -131,12 +131,12 @@ def make_portable_config(config: Config) -> Config:
     }
     portable_config = config.model_copy(update=portable_fields)
     return portable_config.model_copy(
-        update={"run_id": config.run_id or _make_run_id(portable_config)}
+        update={"run_id": config.run_id or _derive_run_id_from_config(portable_config)}
     )
 
 
 def _upload_model(model: ModelConfig, storage: Store) -> ModelConfig:
-    uploaded_model_uri = send_model(model.source, "model.uri", storage)
+    uploaded_model_uri = upload_local_model(model.source, "model.uri", storage)
     if uploaded_model_uri == model.source:
         return model
     # One model by now, whatever its parts were taken from.
@@ -144,7 +144,7 @@ def _upload_model(model: ModelConfig, storage: Store) -> ModelConfig:
     return model.model_copy(update={"uri": uploaded_model_uri, **cleared_model_fields})
 
 
-def _make_run_id(config: Config) -> str:
+def _derive_run_id_from_config(config: Config) -> str:
     """A run id of the run's content: whoever submits it again means the same run."""
     config_json = json.dumps(
         config.model_dump(mode="json", exclude={"cluster", "memory"}), sort_keys=True

@@ -18,7 +18,7 @@ from dreambooth_ray.compat.ray_address import (
     find_local_address,
 )
 from dreambooth_ray.compat.ray_start import PrestartedWorkers, only_needed_processes
-from dreambooth_ray.config.allocator import ray_process_environment
+from dreambooth_ray.config.allocator import setting_ray_process_environment
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
@@ -43,7 +43,7 @@ def session(
     # A small machine may be asked for more processes than it has cores: they share.
     with ray_connection(
         config.cluster,
-        config.num_ray_processes,
+        config.num_workers_and_actors,
         meanwhile,
         num_waiting_processes=num_waiting_processes,
     ):
@@ -67,7 +67,7 @@ def ray_connection(
     num_waiting_processes: of a local Ray, that wait with torch imported; 0: as many as there are
         CPUs, and nothing imported
     """
-    check_cluster_address(cluster)
+    check_cluster_is_reachable(cluster)
     address = cluster.ray_address
     _set_environment()
     import ray  # noqa: PLC0415  reads its environment when imported
@@ -86,7 +86,7 @@ def ray_connection(
         finally:
             ray.shutdown()
     else:
-        environment_context = nullcontext() if is_bare else ray_process_environment()
+        environment_context = nullcontext() if is_bare else setting_ray_process_environment()
         with environment_context, _start_local_ray(processes, meanwhile, num_waiting_processes):
             _check_gpus(cluster)
             yield
@@ -126,7 +126,7 @@ def _start_local_ray(
         else None
     )
 
-    def start_ray() -> None:
+    def init_local_ray() -> None:
         with only_needed_processes(ray_waits_event.set, waiting_processes):
             ray.init(
                 # Else it would join whatever `ray start` has left running on this machine.
@@ -143,7 +143,7 @@ def _start_local_ray(
     if is_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with ThreadPoolExecutor(1, thread_name_prefix="ray start") as thread_pool:
-        start_future = thread_pool.submit(start_ray)
+        start_future = thread_pool.submit(init_local_ray)
         start_future.add_done_callback(lambda _: ray_waits_event.set())
         try:
             ray_waits_event.wait()
@@ -155,12 +155,12 @@ def _start_local_ray(
             ray.shutdown()
 
 
-def check_run_cluster_address(config: Config) -> None:
-    """As `check_cluster_address`, for a run's configuration."""
-    check_cluster_address(config.cluster)
+def check_run_cluster_is_reachable(config: Config) -> None:
+    """As `check_cluster_is_reachable`, for a run's configuration."""
+    check_cluster_is_reachable(config.cluster)
 
 
-def check_cluster_address(cluster: ClusterConfig) -> None:
+def check_cluster_is_reachable(cluster: ClusterConfig) -> None:
     """Ask once whether a Ray of this version answers at the address, wherever that comes from.
 
     Within 10 s; Ray itself would try for minutes. Nothing is asked where a local Ray is started.

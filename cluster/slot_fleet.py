@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from cluster.fleet_plan import FleetConfig
 from cluster.fleet_queue import FleetEntry, FleetQueue, SubjectQueue, TryEnd, end_try
+from cluster.shared_batch_plan import divide_slots_among_workers, group_subjects_for_shared_batches
 from cluster.slot_actor import WorkerLostError, make_ray_worker_functions
-from cluster.slot_plan import divide_slots_among_workers, plan_slot_groups
 from cluster.worker_pool import PoolWorker, SlotWorkerHandle, WorkerBounds, WorkerPool
 from dreambooth_ray import pipeline
 from dreambooth_ray.config.count_text import describe_count
@@ -164,7 +164,7 @@ def train_in_slots(
     prepared: by subject's id, with photographs that every host can read
     """
     entries_by_id = {entry.id: entry for entry in entries}
-    slot_plan = plan_slot_groups(
+    slot_plan = group_subjects_for_shared_batches(
         {subject_id: prepared[subject_id].config for subject_id in entries_by_id}
     )
     separately_trained_entries = [entries_by_id[subject_id] for subject_id in slot_plan.obstacles]
@@ -218,5 +218,5 @@ def make_slot_job(prepared: PreparedRun) -> WorkerJob:
     clear_stop_request(run_store)
     if prepared.config.prior.num_images:
         # Else the set might be collected as garbage.
-        pipeline.note_prior_use(prepared, run_store)
+        pipeline.record_used_prior_set(prepared, run_store)
     return pipeline.add_priors_to_job(pipeline.make_worker_job(prepared, run_store), prepared)

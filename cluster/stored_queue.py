@@ -71,7 +71,7 @@ class StoredQueue:
         self._entries: dict[str, FleetEntry] = {}
 
     def __enter__(self) -> "StoredQueue":
-        self._queue.recover_abandoned_work(self._lease_s)
+        self._queue.requeue_abandoned_work(self._lease_s)
         self._thread.start()
         return self
 
@@ -222,7 +222,7 @@ class StoredQueue:
             cancelled_work_check.run(self._stop_cancelled)
             if time.monotonic() - renewed_at_s >= renew_every_s:
                 renewed_at_s = time.monotonic()
-                claim_renewal_check.run(self._renew)
+                claim_renewal_check.run(self._renew_all_claims)
 
     def _stop_cancelled(self) -> None:
         for work_id in self._queue.list_cancelled():
@@ -231,12 +231,12 @@ class StoredQueue:
             if held_work is not None and held_work.run is not None:
                 self._request_stop(held_work.run)
 
-    def _renew(self) -> None:
+    def _renew_all_claims(self) -> None:
         with self._lock:
             works = [held_work.work for held_work in self._held.values()]
         for work in works:
             if not self._queue.renew(work) and work.record.id not in self._lost_ids:
                 self._lost_ids.add(work.record.id)
                 self._say(f"{work.record.id}: {_CLAIM_LOST}")
-        if self._queue.recover_abandoned_work(self._lease_s):
+        if self._queue.requeue_abandoned_work(self._lease_s):
             self._empty_since_s = None

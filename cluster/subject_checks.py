@@ -21,7 +21,7 @@ def check_subjects(config: Config) -> Iterator[PreflightFinding]:
     findings = list(_check_photographs(config))
     yield from findings
     if not any(finding.fatal for finding in findings):
-        yield from _check_trainable_images(config)
+        yield from _check_photographs_for_training(config)
 
 
 def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
@@ -43,7 +43,7 @@ def _check_photographs(config: Config) -> Iterator[PreflightFinding]:
                     yield PreflightFinding("subject.photos", photo_finding.sentence, fatal=False)
 
 
-def _check_trainable_images(config: Config) -> Iterator[PreflightFinding]:
+def _check_photographs_for_training(config: Config) -> Iterator[PreflightFinding]:
     """What training would refuse of subjects whose files can be read, and what is doubtful."""
     trained_photographs = list[Photograph]()
     try:

@@ -71,11 +71,11 @@ def resize(source: str, out: str | Path, *, rank: int) -> "RankCutReport":
     out: a new file for a file, else a new folder; rank: that layers have at most
     raises: ConfigError, CheckpointError, StorageError
     """
-    from dreambooth_ray.adapters.adapter_source import AdapterSource, locate_adapter
+    from dreambooth_ray.adapters.adapter_source import WeightedAdapterSource, locate_adapter
 
     _check_rank(rank)
     out_path = _check_output_path(out)
-    located_adapter = locate_adapter(AdapterSource(source), "SOURCE")
+    located_adapter = locate_adapter(WeightedAdapterSource(source), "SOURCE")
     if located_adapter.path.is_file() != (out_path.suffix == ".safetensors"):
         path_requirement = (
             "end in .safetensors" if located_adapter.path.is_file() else "be a folder"
@@ -97,7 +97,7 @@ def _locate_sources(
 ) -> "tuple[str, list[LocalAdapter]]":
     """The base model's URI, and the adapters, each bound to its layers."""
     from dreambooth_ray.adapters.adapter_source import (
-        AdapterSource,
+        WeightedAdapterSource,
         locate_adapter,
         locate_adapters,
     )
@@ -105,7 +105,9 @@ def _locate_sources(
 
     if not sources:
         raise ConfigError("SOURCE is not given; name at least one adapter")
-    located_adapters = (locate_adapter(AdapterSource.parse(text), "SOURCE") for text in sources)
+    located_adapters = (
+        locate_adapter(WeightedAdapterSource.parse(text), "SOURCE") for text in sources
+    )
     base_model_uri = base or next(
         (adapter.base[0] for adapter in located_adapters if adapter.base), ""
     )

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.evaluation_request import (
+    fill_evaluated_model,
     load_evaluation_protocol,
-    make_session_config,
-    parse_evaluated_model,
+    make_ray_session_config,
     read_local_run_config,
 )
 from dreambooth_ray.imports import pause_garbage_collection
@@ -40,7 +40,7 @@ def train(
     force: go on though the run's configuration was another
     raises: DreamBoothError; ConfigError names the key at fault
     """
-    from cluster.session import check_run_cluster_address
+    from cluster.session import check_run_cluster_is_reachable
     from dreambooth_ray.display import QuietDisplay, TrainingDisplay
     from dreambooth_ray.preparation import fit_into_memory, prepare_run
     from dreambooth_ray.runs import is_finished, open_run
@@ -48,7 +48,7 @@ def train(
 
     config = _load_recipe_config(recipe, list(overrides))
     training_display = QuietDisplay() if quiet else TrainingDisplay()
-    check_run_cluster_address(config)
+    check_run_cluster_is_reachable(config)
     prepared_run = fit_into_memory(prepare_run(config, training_display), training_display.say)
     run_store = open_run(
         prepared_run.config, force, prepared_run.inputs, training_display.say, requested=config
@@ -97,15 +97,15 @@ def generate(
         from dreambooth_ray.display import ProgressStage
         from dreambooth_ray.generation import (
             build_adapter_uses,
+            create_engine,
+            default_to_bundle_prompt,
             load_adapters,
-            open_engine,
             resolve_model_directory,
-            resolve_prompt,
         )
         from dreambooth_ray.sampling.request import Request
 
     model_folder = resolve_model_directory(str(model))
-    prompt_text = resolve_prompt(prompt, model_folder, str(model))
+    prompt_text = default_to_bundle_prompt(prompt, model_folder, str(model))
     try:
         adapter_uses = build_adapter_uses(adapters)
         image_requests = [
@@ -114,7 +114,7 @@ def generate(
         ]
     except TypeError as error:
         raise ConfigError(f"generate: {error}; see sampling.request.Request") from error
-    sampling_engine = open_engine(model_folder, device, dtype)
+    sampling_engine = create_engine(model_folder, device, dtype)
     load_adapters(sampling_engine, adapters)
     image_outputs = sampling_engine.sample(
         image_requests, None if quiet else ProgressStage("images")
@@ -168,12 +168,12 @@ def evaluate(
     loaded_protocol = load_evaluation_protocol(protocol, dino, clip)
     run_config = read_local_run_config(model_uri)
     photo_folder = str(photos) or (run_config.subject.photos if run_config else "")
-    model_to_evaluate = parse_evaluated_model(model_uri, photo_folder, identifier, class_noun)
+    model_to_evaluate = fill_evaluated_model(model_uri, photo_folder, identifier, class_noun)
     evaluations_store = Store(
         str(out) or (f"{model_uri}/{paths.EVALUATIONS}" if run_config else "out/evaluations")
     )
     evaluations_store.check_writable()
-    with _connect_ray(make_session_config(actors, gpus, address)):
+    with _connect_ray(make_ray_session_config(actors, gpus, address)):
         results_store = evaluate_model(
             model_to_evaluate,
             loaded_protocol,
@@ -207,7 +207,7 @@ def evaluate_pairs(
     raises: ConfigError, DataError, DreamBoothError
     """
     from dreambooth_ray.display import ProgressStage
-    from dreambooth_ray.evaluation import subject_pairs
+    from dreambooth_ray.evaluation import subject_pair_evaluation
     from dreambooth_ray.models.model_directory import model_directory
     from dreambooth_ray.storage import paths
     from dreambooth_ray.storage.store import Store
@@ -215,13 +215,13 @@ def evaluate_pairs(
     config = read_local_run_config(str(run))
     if config is None:
         raise ConfigError(f"{run} is no folder of a run; give that of a run of several subjects")
-    subjects = subject_pairs.list_subjects(config)
+    subjects = subject_pair_evaluation.list_subjects(config)
     loaded_protocol = load_evaluation_protocol(protocol, dino, "")
     model_folder = model_directory(str(run), key="MODEL")
     evaluations_store = Store(str(out) or f"{run}/{paths.EVALUATIONS}")
     evaluations_store.check_writable()
-    with _connect_ray(make_session_config(actors, gpus, address)):
-        results_store = subject_pairs.evaluate_subject_pairs(
+    with _connect_ray(make_ray_session_config(actors, gpus, address)):
+        results_store = subject_pair_evaluation.evaluate_subject_pairs(
             model_folder,
             subjects,
             loaded_protocol,
@@ -231,9 +231,9 @@ def evaluate_pairs(
             gpu=gpus,
             on_progress=(lambda *_: None) if quiet else ProgressStage("evaluation"),
         )
-    score_totals = json.loads(results_store.read(subject_pairs.RESULTS))["totals"]
+    score_totals = json.loads(results_store.read(subject_pair_evaluation.RESULTS))["totals"]
     return Evaluation(
-        results_store.uri, f"{results_store.uri}/{subject_pairs.REPORT}", score_totals
+        results_store.uri, f"{results_store.uri}/{subject_pair_evaluation.REPORT}", score_totals
     )
 
 

@@ -49,7 +49,7 @@ class DemoModelImages:
     other_classes: LabelledImages
 
 
-def generate_images(model: Engine, prompt: str) -> DemoModelImages:
+def generate_model_images(model: Engine, prompt: str) -> DemoModelImages:
     """Images of the subject, and of every other class."""
     other_class_nouns = [c for c in CLASSES if c != CLASS_NOUN]
     return DemoModelImages(
@@ -100,14 +100,16 @@ def compare_models(runs: list[DemoRun], out: Path, display: Display) -> dict[str
         "output": runs[1].bundle,
     }
     engines = {name: Engine(folder) for name, folder in model_folders.items()}
-    images_by_model = {name: generate_images(model, prompt) for name, model in engines.items()}
+    images_by_model = {
+        name: generate_model_images(model, prompt) for name, model in engines.items()
+    }
     context_images = generate_new_contexts(engines["after"], prompt)
     make_contact_sheet(photo_images, images_by_model, context_images).save(
         out / "contact_sheet.png"
     )
     runs_by_name = dict(zip(("after", "output"), runs, strict=True))
     return {
-        **make_demo_report(photo_images, images_by_model, context_images, load_evaluator()),
+        **score_demo_models(photo_images, images_by_model, context_images, load_evaluator()),
         "steps": {name: run.prepared.config.train.steps for name, run in runs_by_name.items()},
         "seconds": {name: round(run.seconds, 1) for name, run in runs_by_name.items()},
     }
@@ -121,12 +123,12 @@ def count_threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or os.cpu_count() or 1)
 
 
-def write_demo_report(report: dict[str, object], out: Path) -> None:
+def write_report_json(report: dict[str, object], out: Path) -> None:
     """Write {out}/report.json."""
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def make_demo_report(
+def score_demo_models(
     photos: list[Image.Image],
     images: Mapping[str, DemoModelImages],
     contexts: LabelledImages,
@@ -143,7 +145,7 @@ def make_demo_report(
             "class", other_class_images.labels
         )
 
-    def score_own_class(images: DemoModelImages) -> float:
+    def measure_subject_class_accuracy(images: DemoModelImages) -> float:
         return predict_attributes(network, images.subject).accuracy(
             "class", [CLASS_NOUN] * NUM_EACH
         )
@@ -156,7 +158,7 @@ def make_demo_report(
     )
     return {
         "subject_fidelity": score_each_model(lambda images: measure_fidelity(images.subject)),
-        "subject_class": score_each_model(score_own_class),
+        "subject_class": score_each_model(measure_subject_class_accuracy),
         "context_accuracy": round(context_accuracy, 4),
         "context_fidelity": round(measure_fidelity(contexts.images), 4),
         "other_classes": score_each_model(score_other_classes),

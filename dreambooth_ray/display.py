@@ -228,16 +228,16 @@ class ProgressBoard:
         try:
             yield progress
         finally:
-            self.stop_bars_when_unused()
+            self.stop_bars_after_last_user()
 
     def show(self) -> Progress:
-        """Show the bars until `stop_bars_when_unused`."""
+        """Show the bars until `stop_bars_after_last_user`."""
         with self._lock:
             self._users += 1
             self._bars.start()
         return self._bars
 
-    def stop_bars_when_unused(self) -> None:
+    def stop_bars_after_last_user(self) -> None:
         """Leave the bars as they stand once nobody uses them."""
         with self._lock:
             self._users -= 1
@@ -268,5 +268,5 @@ class ProgressStage:
         progress, progress_task = self._task
         progress.update(progress_task, completed=num_done)
         if num_done >= total:
-            self._board.stop_bars_when_unused()
+            self._board.stop_bars_after_last_user()
             self._task = None

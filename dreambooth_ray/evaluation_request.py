@@ -36,7 +36,7 @@ def read_local_run_config(model: str) -> Config | None:
     return read_run_config(Store(str(run_folder)))
 
 
-def parse_evaluated_model(
+def fill_evaluated_model(
     model: str, photos: str, identifier: str, class_noun: str
 ) -> "EvaluatedModel":
     """What to evaluate; the bundle says what the caller does not.
@@ -67,7 +67,7 @@ def parse_evaluated_model(
     )
 
 
-def make_session_config(actors: int, gpus: bool, address: str) -> Config:
+def make_ray_session_config(actors: int, gpus: bool, address: str) -> Config:
     """Configuration of a session: where it runs, and for how many actors."""
     from dreambooth_ray.config.machines import ClusterConfig
     from dreambooth_ray.config.prior import PriorConfig

@@ -48,7 +48,7 @@ def generate_image_files(
     raises: ConfigError, DataError, StorageError
     """
     directory = resolve_model_directory(model)
-    prompt = resolve_prompt(prompt, directory, model)
+    prompt = default_to_bundle_prompt(prompt, directory, model)
     sampling_requests = [
         Request(
             prompt,
@@ -68,7 +68,7 @@ def generate_image_files(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"--out={str(out)!r} can't be made: {error}; choose another") from error
-    engine = open_engine(directory, device, dtype)
+    engine = create_engine(directory, device, dtype)
     load_adapters(engine, adapters)
     sample_outputs = engine.sample(sampling_requests, on_progress)
     image_paths = _save_images(sample_outputs, directory, out)
@@ -77,7 +77,7 @@ def generate_image_files(
     return image_paths
 
 
-def open_engine(directory: Path, device: str = "auto", dtype: str = "auto") -> Engine:
+def create_engine(directory: Path, device: str = "auto", dtype: str = "auto") -> Engine:
     """An engine on a device by name; raises ConfigError for one that is not there."""
     chosen_device = resolve_device(device)
     family = find_family(base_directory(directory))
@@ -101,7 +101,7 @@ def resolve_model_directory(model: str) -> Path:
     return model_directory(model, key="MODEL")
 
 
-def resolve_prompt(prompt: str, directory: Path, model: str) -> str:
+def default_to_bundle_prompt(prompt: str, directory: Path, model: str) -> str:
     """The prompt, or the bundle's own; raises ConfigError naming `model` if there is none."""
     prompt_text = prompt.strip() or read_bundle_metadata(directory).get("prompt", "")
     if not prompt_text:

@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth_ray.bundles.worker_export import export_by_task, export_in_worker
+from dreambooth_ray.bundles.worker_export import export_by_task, try_export_local_checkpoint
 from dreambooth_ray.config.load import dump_config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.preparation import Display, PreparedRun
-from dreambooth_ray.priors.class_folder import ClassImageFolder
+from dreambooth_ray.priors.own_class_photographs import ClassImageFolder
 from dreambooth_ray.priors.prior_generation import (
     PriorSetRequest,
     cluster_has_room,
@@ -86,7 +86,7 @@ def generate_missing_priors(
     )
 
 
-def note_prior_use(prepared: PreparedRun, run: Store) -> None:
+def record_used_prior_set(prepared: PreparedRun, run: Store) -> None:
     """Write down which set of class images a run uses, or is going to."""
     prior_request = plan_priors(prepared, prepared.config.prior.num_images)
     run.write(paths.PRIOR_USE, json.dumps({"set": prior_request.spec.digest}).encode())
@@ -114,7 +114,7 @@ def train(prepared: PreparedRun, run: Store, display: Display, patience_s: float
 def _train_and_bundle(
     prepared: PreparedRun, run: Store, display: Display, lease: LeaseKeeper
 ) -> None:
-    fence.record_takeover(run, lease.number)
+    fence.record_resumed_step(run, lease.number)
     clear_stop_request(run)
     # Each turn but the last discards a damaged checkpoint, and no run keeps many.
     while True:
@@ -141,10 +141,10 @@ def _train_to_end(
 ) -> RunState:
     """Train until the checkpoint of the last step is there, or somebody asks the run to stop."""
     config = prepared.config
-    with _follow_checkpoints(prepared, run, lease) as make_evaluator:
+    with _evaluate_and_sample_checkpoints(prepared, run, lease) as make_evaluator:
         run_state = read_run_state(run, config)
         if not run_state.is_trained:
-            worker_hooks = driver.WorkerHooks(export_in_worker, make_evaluator)
+            worker_hooks = driver.WorkerHooks(try_export_local_checkpoint, make_evaluator)
             _train_to_last_step(prepared, run, display, lease, worker_hooks)
     # Once more: the evaluations have come to their end as well.
     run_state = read_run_state(run, config)
@@ -179,7 +179,7 @@ def _discard_damaged_checkpoints(run: Store, run_state: RunState, display: Displ
 
 
 @contextmanager
-def _follow_checkpoints(
+def _evaluate_and_sample_checkpoints(
     prepared: PreparedRun, run: Store, lease: LeaseKeeper
 ) -> Iterator["MakeStepEvaluator | None"]:
     """Evaluate and sample checkpoints beside the block, as far as the configuration asks for it.
@@ -190,14 +190,20 @@ def _follow_checkpoints(
     config = with_absolute_paths(prepared.config)
     with ExitStack() as exit_stack:
         if config.sample.every and not config.train.holds_unsharded_weights:
-            from dreambooth_ray.evaluation.checkpoint_sampler import sample_checkpoints
+            from dreambooth_ray.evaluation.checkpoint_sampler import (
+                sample_checkpoints_during_training,
+            )
 
-            exit_stack.enter_context(sample_checkpoints(config, run, prepared.directory))
+            exit_stack.enter_context(
+                sample_checkpoints_during_training(config, run, prepared.directory)
+            )
         if config.choice.rule == "best":
-            from dreambooth_ray.evaluation.checkpoint_evaluator import evaluate_checkpoints
+            from dreambooth_ray.evaluation.checkpoint_evaluator import (
+                evaluate_checkpoints_during_training,
+            )
 
             make_evaluator = exit_stack.enter_context(
-                evaluate_checkpoints(config, run, prepared.directory, lease.number)
+                evaluate_checkpoints_during_training(config, run, prepared.directory, lease.number)
             )
         yield make_evaluator
 
@@ -241,12 +247,12 @@ def add_priors_to_job(job: WorkerJob, prepared: PreparedRun) -> WorkerJob:
     """The job with the set of class images that its run is trained on, which may be incomplete."""
     if not prepared.config.prior.num_images:
         return job
-    prior_request = _plan_trained_priors(prepared)
+    prior_request = _plan_needed_priors(prepared)
     prior_set_store = open_prior_set(Store(prepared.config.storage.uri), prior_request.spec)
     return replace(job, priors_uri=prior_set_store.uri, num_priors=prior_request.count)
 
 
-def _plan_trained_priors(prepared: PreparedRun) -> PriorSetRequest:
+def _plan_needed_priors(prepared: PreparedRun) -> PriorSetRequest:
     """No more than the steps will use, and those kept for validation."""
     config = prepared.config
     num_images_in_steps = config.train.steps * config.train.batch_size
@@ -268,7 +274,7 @@ def _train_beside_priors(
 ) -> None:
     """Train from the first class images on, while the rest are generated."""
     config = prepared.config
-    prior_request = _plan_trained_priors(prepared)
+    prior_request = _plan_needed_priors(prepared)
     prior_set_store = open_prior_set(Store(config.storage.uri), prior_request.spec)
     run.write(paths.PRIOR_USE, json.dumps({"set": prior_request.spec.digest}).encode())
     job = replace(job, priors_uri=prior_set_store.uri, num_priors=prior_request.count)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dreambooth_ray.config.idle_settings import find_idle_settings
-from dreambooth_ray.config.learning_rates import check_rates
+from dreambooth_ray.config.learning_rate_rules import check_rates
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.class_shapes import list_class_shapes
@@ -26,7 +26,7 @@ from dreambooth_ray.data.run_inputs import (
 from dreambooth_ray.data.subject import Photograph, describe_enlarged_photographs, split_photographs
 from dreambooth_ray.data.subject_doubts import read_checked_photographs
 from dreambooth_ray.errors import CapacityError
-from dreambooth_ray.memory.device_memory import read_gpu_memory, usable_bytes
+from dreambooth_ray.memory.device_memory import list_gpu_total_bytes, usable_bytes
 from dreambooth_ray.memory.memory_advice import (
     describe_shortage,
     find_fitting_settings,
@@ -35,7 +35,7 @@ from dreambooth_ray.memory.memory_advice import (
 )
 from dreambooth_ray.memory.training_memory import estimate_training_footprint
 from dreambooth_ray.models.family import find_family
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_directory import (
     base_directory,
@@ -45,14 +45,14 @@ from dreambooth_ray.models.model_directory import (
 )
 from dreambooth_ray.models.model_mirror import share_model
 from dreambooth_ray.models.model_source import (
-    find_shipped_model,
+    find_packaged_model,
     make_absolute,
     parse_source,
     pin_source,
 )
 from dreambooth_ray.models.prompt_limits import check_prompts
 from dreambooth_ray.models.weight_cache import set_model_cache_limit
-from dreambooth_ray.priors.class_folder import MAX_PHOTOGRAPHS
+from dreambooth_ray.priors.own_class_photographs import MAX_PHOTOGRAPHS
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store, use_storage_options
 from dreambooth_ray.training.required_packages import check_packages
@@ -94,7 +94,7 @@ def prepare_run(config: Config, display: Display) -> PreparedRun:
     model_source = _pin_model(config)
     outline_folder = model_outline(model_source)
     check_image_sizes(outline_folder, config.train)
-    check_method(config, outline_folder)
+    check_training_settings(config, outline_folder)
     base_model_folder = base_directory(outline_folder)
     config = fill_model_defaults(config, find_family(base_model_folder))
     check_prompts(base_model_folder, (("prior.prompt", prompt) for prompt in config.class_prompts))
@@ -157,7 +157,7 @@ def _fetch_model(config: Config, source: str) -> Path:
     storage = Store(config.storage.uri)
     # A folder as storage is one that all hosts see, and so are directories then.
     is_on_shared_folder = storage.is_local and parse_source(source).is_directory
-    if config.cluster.ray_address is None or is_on_shared_folder or find_shipped_model(source):
+    if config.cluster.ray_address is None or is_on_shared_folder or find_packaged_model(source):
         return model_directory(source)
     return share_model(source, "model.uri", storage)
 
@@ -189,7 +189,7 @@ def fit_into_memory(prepared: PreparedRun, say: Callable[[str], None]) -> Prepar
         return prepared
     is_local_cluster = config.cluster.ray_address is None
     # A worker may get any of them.
-    gpu_memory_bytes = min(read_gpu_memory(), default=0) if is_local_cluster else 0
+    gpu_memory_bytes = min(list_gpu_total_bytes(), default=0) if is_local_cluster else 0
     if not gpu_memory_bytes:
         if config.memory.fit:
             say(

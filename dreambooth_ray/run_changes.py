@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth_ray.config.learning_rates import find_part_rates
+from dreambooth_ray.config.learning_rate_rules import find_part_rates
 from dreambooth_ray.config.schema import Config
 
 _OTHER_WEIGHTS = "its checkpoints hold the weights that were trained so far, and no others"
@@ -98,7 +98,7 @@ def find_resume_obstacles(
         for change in changes
         if (refusal_reason := _find_refusal_reason(change, stored, current))
     ]
-    if not resume_obstacles and _find_param_groups(stored) != _find_param_groups(current):
+    if not resume_obstacles and _find_rate_groups(stored) != _find_rate_groups(current):
         rate_keys = [change.key for change in changes if change.key in _RATES]
         resume_obstacles.append(
             f"{', '.join(rate_keys)}: rates that were one are several now, or the other way round, "
@@ -159,7 +159,7 @@ def _find_refusal_reason(change: ConfigChange, stored: Config, current: Config) 
     return FIXED_KEYS.get(change.key, "")
 
 
-def _find_param_groups(config: Config) -> list[int]:
+def _find_rate_groups(config: Config) -> list[int]:
     """For each part that is trained, the first that has the same rate and decay."""
     part_rates = list(find_part_rates(config).values())
     uses_loraplus = (

@@ -12,14 +12,14 @@ from dreambooth_ray.config.load import (
     dump_config,
     override_config,
     parse_config,
-    parse_storage_options,
+    parse_storage_option_overrides,
 )
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote_uri
 from dreambooth_ray.data.run_inputs import RunInputs
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.models.model_directory import has_model_hash
+from dreambooth_ray.models.model_directory import has_matching_hash
 from dreambooth_ray.models.model_source import make_absolute
 from dreambooth_ray.run_changes import (
     MODEL_KEYS,
@@ -28,7 +28,7 @@ from dreambooth_ray.run_changes import (
     find_resume_obstacles,
 )
 from dreambooth_ray.storage import fence, manifest, paths
-from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, get_run_lease_files
 from dreambooth_ray.storage.store import Store, use_storage_options
 from dreambooth_ray.storage.version_catalog import withdraw_run
 from dreambooth_ray.training.run_state import find_training_end_step
@@ -40,7 +40,7 @@ def load_run_config(uri: str, overrides: list[str]) -> Config:
     overrides: `key.path=value`; those of storage.options may be needed to read it at all
     raises: CheckpointError if it is no run, StorageError if it can't be read
     """
-    storage_options = parse_storage_options(
+    storage_options = parse_storage_option_overrides(
         [o for o in overrides if o.startswith("storage.options")]
     )
     use_storage_options(uri, storage_options)
@@ -100,7 +100,9 @@ def open_run(
             f"({run_store.uri}/{paths.CONFIG}): {'; '.join(difference_texts)}; choose another "
             "run_id, resume that run as it is, or go on with --force"
         )
-    with LeaseKeeper(LeaseWaiter(run_leases(run_store), config.cluster.lease_s, say=say), say):
+    with LeaseKeeper(
+        LeaseWaiter(get_run_lease_files(run_store), config.cluster.lease_s, say=say), say
+    ):
         # What others did until the lease was ours counts.
         _refuse_changes(
             run_store, stored_config, resolved_config, changes, data_differences, inputs
@@ -171,7 +173,7 @@ def _refuse_changes(
     if inputs is not None and any(change.key in MODEL_KEYS for change in changes):
         checkpoint_metadata = manifest.read_artifact_metadata(run, checkpoints[committed_step].name)
         stored_model_hash = str(checkpoint_metadata.get("model_hash", ""))
-        if stored_model_hash and not has_model_hash(inputs.model, stored_model_hash):
+        if stored_model_hash and not has_matching_hash(inputs.model, stored_model_hash):
             resume_obstacles.append(
                 f"model.uri={current.model.uri!r} is another model than {run.uri} was trained "
                 "from; give that one, or another run_id"
@@ -184,8 +186,8 @@ def _store_changes(run: Store, config: Config, inputs: RunInputs | None) -> None
     """Let a run go on with another configuration: its bundle and its end are no more."""
     withdraw_run(run)
     run_end_files = [
-        fence.numbered_file_name(paths.END, n)
-        for n in fence.list_lease_numbers(run.names(), paths.END)
+        fence.file_name_with_lease(paths.END, n)
+        for n in fence.list_leases_of_file(run.names(), paths.END)
     ]
     bundle_file = f"{paths.BUNDLE}/{manifest.MANIFEST}"
     for obsolete_file in (bundle_file, paths.REQUESTED_CONFIG, *run_end_files):
@@ -214,7 +216,7 @@ def delete_run(run: Store, say: Callable[[str], None] = print) -> None:
     say: hears of a holder that may be dead and is waited for
     raises: StorageError if a process works on it
     """
-    with LeaseKeeper(LeaseWaiter(run_leases(run), ClusterConfig().lease_s, say=say), say):
+    with LeaseKeeper(LeaseWaiter(get_run_lease_files(run), ClusterConfig().lease_s, say=say), say):
         withdraw_run(run)
         for child_name in run.names():
             if child_name != paths.LEASES:

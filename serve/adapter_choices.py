@@ -20,7 +20,7 @@ async def resolve_adapters(
     for choice in choices:
         artifact = None
         if choice.model is not None:
-            subject = await catalog.resolve_model_id(choice.model, caller.may_see_subject)
+            subject = await catalog.resolve_served_subject(choice.model, caller.may_see_subject)
             if subject.kind != "adapter":
                 error_message = f"adapters: model={choice.model!r} is no adapter but a whole model"
                 raise APIError(400, "invalid_value", error_message, param="adapters")

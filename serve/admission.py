@@ -23,7 +23,7 @@ _TURNS = 2.0
 
 
 @dataclass(frozen=True)
-class ImageWork:
+class RequestWork:
     """A request's images, all of one size.
 
     steps: denoising steps of each; step_cost: of one of them
@@ -49,7 +49,7 @@ class Reservation:
     """A place for one image: `async with reservation:` waits for it and gives it back."""
 
     def __init__(
-        self, admission: "AdmissionController", caller: str, num_steps: int, work: ImageWork
+        self, admission: "AdmissionController", caller: str, num_steps: int, work: RequestWork
     ) -> None:
         self._admission, self.work = admission, work
         self.remaining = compute_steps_cost(num_steps, work.step_cost)
@@ -125,7 +125,7 @@ class AdmissionController:
         self.steps_per_s = steps_per_s or self.steps_per_s
         self._grant_places()
 
-    def estimate_completion_s(self, caller: str, work: ImageWork) -> float:
+    def estimate_completion_s(self, caller: str, work: RequestWork) -> float:
         """How long the images would take from now; 0 where no speed is known yet."""
         wait_s = 0.0 if self.replicas else self.cold_start_s
         if not self.steps_per_s:
@@ -139,7 +139,7 @@ class AdmissionController:
             + self.estimate_min_duration_s(work)
         )
 
-    def _count_active_steps_ahead(self, work: ImageWork) -> int:
+    def _count_active_steps_ahead(self, work: RequestWork) -> int:
         """Steps in hand that would be done before the images are.
 
         Sizes take turns of equal time at a replica, so of another size no more than the images'
@@ -156,7 +156,7 @@ class AdmissionController:
             max_steps_by_size[size_px] = max(max_steps_by_size.get(size_px, 0), turn_steps)
         return sum(min(n, max_steps_by_size[size_px]) for size_px, n in remaining_by_size.items())
 
-    def estimate_min_duration_s(self, work: ImageWork) -> float:
+    def estimate_min_duration_s(self, work: RequestWork) -> float:
         """The same with nobody before them and replicas up: what no waiting makes shorter."""
         if not self.steps_per_s:
             return 0.0
@@ -175,7 +175,7 @@ class AdmissionController:
         # With no replica, one image goes through: it is what wakes the pool up.
         return self.replicas * self._batch or 1
 
-    def admit(self, caller: str, work: ImageWork, deadline_s: float) -> list[Reservation]:
+    def admit(self, caller: str, work: RequestWork, deadline_s: float) -> list[Reservation]:
         """Admit all images of a request, or refuse all of them.
 
         raises: APIError 503 with Retry-After, or 400 where coming again would not help

@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 from dreambooth_ray.adapters.adapter_source import (
-    AdapterSource,
     LocalAdapter,
+    WeightedAdapterSource,
     hash_adapter,
     locate_adapter,
 )
@@ -48,7 +48,7 @@ class AdapterFolder:
         fetched_s, local_adapter = self._fetched.get(name, (0.0, None))
         if local_adapter is None or time.monotonic() - fetched_s > self._refresh_s:
             try:
-                local_adapter = locate_adapter(AdapterSource(f"{self._uri}/{name}"), _KEY)
+                local_adapter = locate_adapter(WeightedAdapterSource(f"{self._uri}/{name}"), _KEY)
             except ConfigError as error:
                 raise _adapter_not_found_error(name) from error
             self._fetched[name] = time.monotonic(), local_adapter

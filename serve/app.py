@@ -28,7 +28,7 @@ _SPARE_REQUESTS = 2
 
 def build(args: ServeConfig) -> ray.serve.Application:
     """The application for a configuration; raises ConfigError for keys that can't be read."""
-    _validate_config(args)
+    _check_gateway_settings(args)
     # Replicas do not see this process's environment.
     cluster_config = args.cluster.model_copy(update={"address": args.cluster.ray_address})
     args = args.model_copy(update={"models": resolve_model_uris(args), "cluster": cluster_config})
@@ -53,7 +53,7 @@ def build(args: ServeConfig) -> ray.serve.Application:
     return gateway.bind(args, **pools)
 
 
-def _validate_config(config: ServeConfig) -> None:
+def _check_gateway_settings(config: ServeConfig) -> None:
     """Read what the gateways will read, so that a mistake is seen at once."""
     Authenticator(config.auth)
     read_policy(config.safety.policy)
@@ -79,7 +79,7 @@ def _build_pool(config: ServeConfig, name: str, scale: SubjectScale) -> Any:
             metrics_interval_s=1.0,
             look_back_period_s=3.0,
             policy=AutoscalingPolicy(
-                policy_function="serve.autoscaling:StepsPolicy",
+                policy_function="serve.autoscaling_policy:StepsPolicy",
                 policy_kwargs={"target_steps": replica_settings.target_steps},
             ),
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from dreambooth_ray.config.serving import ServeConfig
 from dreambooth_ray.models.model_directory import model_directory, model_outline
 from dreambooth_ray.models.model_source import (
-    find_shipped_model,
+    find_packaged_model,
     make_absolute,
     parse_source,
     pin_source,
@@ -24,7 +24,7 @@ def resolve_model_uris(config: ServeConfig) -> dict[str, str]:
         if not parse_source(uri).is_directory:
             uris_by_model_id[model_id] = make_absolute(pin_source(uri, config_key))
             model_outline(uris_by_model_id[model_id], config_key)
-        elif find_shipped_model(uri) or (config.cluster.ray_address and not exists_here):
+        elif find_packaged_model(uri) or (config.cluster.ray_address and not exists_here):
             # Hosts of a cluster have folders that this one has not: their replicas look.
             uris_by_model_id[model_id] = uri
         else:

@@ -28,7 +28,7 @@ from serve.app_state import ERRORS, AppState, AppStateDep, CallerDep, get_app_st
 from serve.auth import Caller
 from serve.error_handlers import add_error_handlers
 from serve.generation_spec import EditUpload
-from serve.image_answers import build_images_answer_json, refuse_url_response_format
+from serve.image_answers import build_images_answer_json, require_base64_response_format
 from serve.image_event_stream import EventStreamResponse, Operation, stream_image_events
 from serve.image_service import DEFAULT_POOL
 from serve.middleware import RequestMiddleware
@@ -54,7 +54,7 @@ async def list_models(
 @_router.get("/v1/models/{model}")
 async def get_model(model: str, app_state: AppStateDep, caller: CallerDep) -> ModelAnswer:
     """One of them; `subject@version` is answered as well."""
-    return await app_state.catalog.find_model(model, caller.may_see_subject)
+    return await app_state.catalog.describe_model(model, caller.may_see_subject)
 
 
 @_router.post(
@@ -89,7 +89,7 @@ async def _generate_images(
 ) -> Response:
     app_state = get_app_state(request)
     if body.stream:
-        refuse_url_response_format(body, "streams: their events have the image itself")
+        require_base64_response_format(body, "streams: their events have the image itself")
     spec = await app_state.image_service.resolve_request(caller, body, upload)
     await app_state.authenticator.enforce_daily_image_limit(caller, body.n)
     reservations = app_state.image_service.admit(spec)
@@ -179,7 +179,7 @@ def create_app(app_state: AppState, *, behind_serve: bool = False) -> FastAPI:
         background_tasks = [
             asyncio.create_task(background_coroutine)
             for background_coroutine in (
-                app_state.catalog.start_catalog_completion(),
+                app_state.catalog.start_catalog_rebuild(),
                 app_state.job_runner.watch_jobs(),
                 app_state.signed_files.remove_expired_images_forever(),
                 *(pool.watch_replicas() for pool in app_state.pools.values()),

@@ -14,7 +14,7 @@ from serve.generation_spec import EncodedImage
 from serve.signed_image_files import SignedImageFiles
 
 
-def refuse_url_response_format(body: ImageRequest, where: str) -> None:
+def require_base64_response_format(body: ImageRequest, where: str) -> None:
     """raises APIError where a request asks for URLs and there are none. where: ends the sentence"""
     if body.response_format == "url":
         error_message = f"response_format=url is not for {where}"

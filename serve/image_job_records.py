@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dreambooth_ray.queue.work_records import WorkRecord, check_owner
+from dreambooth_ray.queue.work_records import WorkRecord, validate_owner_name
 from serve.api_messages import EditRequest, GenerationRequest, JobStatus
 
 
@@ -54,7 +54,7 @@ class ImageJobState(BaseModel):
     webhook: str | None = None
 
     @property
-    def is_completely_done(self) -> bool:
+    def has_ended_and_notified(self) -> bool:
         """Whether nothing is left to do, word to the webhook included."""
         return self.finished_at is not None and self.webhook != "pending"
 
@@ -72,7 +72,7 @@ def parse_image_job_record(work: WorkRecord) -> ImageJobRecord:
 def _make_queue_owner(caller: str) -> str:
     """A caller as the owner of work: names of any length, but no longer than a folder's."""
     try:
-        check_owner(caller)
+        validate_owner_name(caller)
     except ValueError:
         return hashlib.sha256(caller.encode()).hexdigest()
     return caller

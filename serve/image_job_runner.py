@@ -16,17 +16,17 @@ from serve.api_messages import EditJobRequest, EditRequest, GenerationRequest, J
 from serve.auth import Caller
 from serve.gateway_metrics import Metrics
 from serve.generation_spec import EditUpload, GenerationSpec
-from serve.image_answers import refuse_url_response_format
+from serve.image_answers import require_base64_response_format
 from serve.image_job_records import (
     ImageJobRecord,
     ImageJobState,
     new_image_job_id,
     parse_image_job_record,
 )
-from serve.image_job_state_writer import mark_image_job_cancelled, write_image_job_state
+from serve.image_job_state_writer import mark_image_job_cancelled, write_state_despite_cancellation
 from serve.image_job_store import ImageJobStore, job_not_found_error
 from serve.image_service import ImageService
-from serve.poll_timer import PollTimer, log_failure
+from serve.poll_timer import PollTimer, log_and_suppress_failure
 from serve.webhooks import check_webhook_url
 
 _LOG = logging.getLogger("dreambooth.serve")
@@ -68,7 +68,7 @@ class ImageJobRunner:
         max_waiting = self._config.waiting
         if self._num_open + 1 > max_waiting:
             raise busy_error(f"{self._num_open} jobs wait and {max_waiting} is the most", 30.0)
-        refuse_url_response_format(request, "jobs: a job's answer has the paths of its images")
+        require_base64_response_format(request, "jobs: a job's answer has the paths of its images")
         spec = await self._image_service.resolve_request(caller, request, upload)
         request_class = EditRequest if isinstance(request, EditJobRequest) else GenerationRequest
         # Seed and version are fixed now: any runner generates the same images.
@@ -84,7 +84,7 @@ class ImageJobRunner:
         await asyncio.to_thread(self._job_store.add, record, upload)
         self._num_open += 1
         self._poll_timer.wake()
-        await self._begin_job(partial(self._job_store.claim, record))
+        await self._claim_and_start_job(partial(self._job_store.claim, record))
         return await self.build_answer(record)
 
     async def find_job(self, caller: Caller, job_id: str) -> ImageJobRecord:
@@ -132,13 +132,13 @@ class ImageJobRunner:
         await asyncio.gather(self._adopt_jobs_of_earlier_versions(), self._poll_jobs())
 
     async def _adopt_jobs_of_earlier_versions(self) -> None:
-        with log_failure("jobs.adopt_failed"):
+        with log_and_suppress_failure("jobs.adopt_failed"):
             await asyncio.to_thread(self._job_store.adopt_earlier_version_jobs)
             self._poll_timer.wake()
 
     async def _poll_jobs(self) -> None:
         while True:
-            with log_failure("jobs.look_failed"):
+            with log_and_suppress_failure("jobs.look_failed"):
                 await self.run_poll_round()
             await self._poll_timer.wait(bool(self._num_open or self._active_jobs))
 
@@ -151,7 +151,7 @@ class ImageJobRunner:
         self._num_open = num_running + num_waiting
         if num_running > len(self._active_jobs):
             await asyncio.to_thread(self._job_store.put_back_orphans, lease_s)
-        while self._num_open and await self._begin_job(self._job_store.claim_next):
+        while self._num_open and await self._claim_and_start_job(self._job_store.claim_next):
             pass
         self._metrics.jobs.set(len(self._active_jobs))
         await self._forget_ended_jobs()
@@ -164,7 +164,7 @@ class ImageJobRunner:
         await asyncio.to_thread(self._job_store.forget_ended, time.time() - self._config.keep_s)
         await asyncio.to_thread(self._job_store.adopt_earlier_version_open_jobs)
 
-    async def _begin_job(self, claim: Callable[[float], ClaimedWork | None]) -> bool:
+    async def _claim_and_start_job(self, claim: Callable[[float], ClaimedWork | None]) -> bool:
         """Whether there was room here, and a job to claim."""
         async with self._claim_lock:
             if len(self._active_jobs) >= self._config.concurrent:
@@ -228,7 +228,7 @@ class ImageJobRunner:
             self._image_service.count_refusal(api_error)
             state_update = {"status": "failed", "finished_at": time.time(), **api_error.body}
         final_state = state.model_copy(update=state_update)
-        await write_image_job_state(self._job_store, record.id, final_state)
+        await write_state_despite_cancellation(self._job_store, record.id, final_state)
         return final_state
 
     async def _generate_missing_images(self, active_job: ActiveImageJob) -> None:
@@ -248,7 +248,7 @@ class ImageJobRunner:
         try:
             queued_state = await asyncio.to_thread(job_store.read_state, record.id)
             running_state = queued_state.model_copy(update={"status": "running"})
-            await write_image_job_state(self._job_store, record.id, running_state)
+            await write_state_despite_cancellation(self._job_store, record.id, running_state)
             image_tasks += [
                 asyncio.create_task(self._generate_image(active_job, k, specs[k], reservation))
                 for k, reservation in zip(missing_indices, reservations, strict=True)
@@ -296,4 +296,4 @@ class ImageJobRunner:
         webhook_event = {"type": f"job.{state.status}", "timestamp": time.time(), "data": payload}
         is_delivered = await self._notify(record.webhook_url, webhook_event)
         state = state.model_copy(update={"webhook": "delivered" if is_delivered else "failed"})
-        await write_image_job_state(self._job_store, record.id, state)
+        await write_state_despite_cancellation(self._job_store, record.id, state)

@@ -7,7 +7,7 @@ from serve.image_job_records import ImageJobState
 from serve.image_job_store import ImageJobStore
 
 
-async def write_image_job_state(
+async def write_state_despite_cancellation(
     job_store: ImageJobStore, job_id: str, state: ImageJobState
 ) -> None:
     """Write it to the end, though the task be cancelled: a thread can't be stopped half-way,
@@ -26,5 +26,5 @@ async def mark_image_job_cancelled(job_store: ImageJobStore, job_id: str) -> Ima
     if state.finished_at is None:
         state_update = {"status": "cancelled", "finished_at": time.time()}
         state = state.model_copy(update=state_update)
-        await write_image_job_state(job_store, job_id, state)
+        await write_state_despite_cancellation(job_store, job_id, state)
     return state

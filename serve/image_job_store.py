@@ -79,12 +79,12 @@ class ImageJobStore:
 
     def put_back_orphans(self, lease_s: float) -> None:
         """Let jobs wait again whose runners have died."""
-        self._queue.recover_abandoned_work(lease_s)
+        self._queue.requeue_abandoned_work(lease_s)
 
     def finish_or_give_back(self, work: ClaimedWork) -> None:
         """A runner is done with a job: it is over, or waits for the next runner."""
         state = self.read_state(work.record.id)
-        if state.is_completely_done:
+        if state.has_ended_and_notified:
             self._queue.finish(work, _WORK_ENDS.get(state.status, "failed"))
         else:
             self._queue.give_back(work)
@@ -110,7 +110,7 @@ class ImageJobStore:
     def _adopt_job(self, job_id: str) -> None:
         with contextlib.suppress(APIError):  # half written, or removed by hand
             record, state = self.read_record(job_id), self.read_state(job_id)
-            if state.is_completely_done:
+            if state.has_ended_and_notified:
                 self._store.write(self._ended_name(job_id, state.finished_at or 0.0), b"")
             else:
                 self._queue.add(record.make_queue_record())

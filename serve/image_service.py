@@ -16,7 +16,7 @@ from PIL import Image
 from dreambooth_ray.config.serving import ServeConfig
 from serve import image_files
 from serve.adapter_choices import resolve_adapters
-from serve.admission import ImageWork, Reservation
+from serve.admission import RequestWork, Reservation
 from serve.api_errors import APIError, busy_error
 from serve.api_messages import EditRequest, ImageRequest
 from serve.auth import Caller
@@ -81,7 +81,7 @@ class ImageService:
     ) -> GenerationSpec:
         """Check a request and find its subject; raises APIError for all that is wrong with it."""
         self._check_request_limits(request)
-        subject = await self._catalog.resolve_model_id(request.model, caller.may_see_subject)
+        subject = await self._catalog.resolve_served_subject(request.model, caller.may_see_subject)
         await self._check_prompt(request)
         seed = request.seed if request.seed is not None else secrets.randbelow(2**32)
         width_px, height_px = request.size_px or (None, None)
@@ -167,12 +167,12 @@ class ImageService:
         admission, work = self.find_pool(spec.subject).admission, self._measure_work(spec)
         return admission.admit(spec.caller.id, work, deadline_s)
 
-    def _measure_work(self, spec: GenerationSpec) -> ImageWork:
+    def _measure_work(self, spec: GenerationSpec) -> RequestWork:
         # All images of a request have one size.
         first_task, pool = spec.sample_tasks[0], self.find_pool(spec.subject)
         step_cost = pool.relative_step_cost(spec.subject.artifact, first_task)
         steps_per_image = [task.steps for task in spec.sample_tasks]
-        return ImageWork(steps_per_image, step_cost, first_task.size_px)
+        return RequestWork(steps_per_image, step_cost, first_task.size_px)
 
     async def generate_images(
         self,
@@ -231,7 +231,7 @@ class ImageService:
                 async for event in events:
                     if isinstance(event, Failed):
                         raise _failure_error(event)
-                    if isinstance(event, Preview) and not await self._passes_checks(event):
+                    if isinstance(event, Preview) and not await self._is_preview_allowed(event):
                         continue
                     if isinstance(event, Preview) and not has_sent_preview:
                         has_sent_preview = True
@@ -252,7 +252,7 @@ class ImageService:
         on_event(index, finished_event)
         return encoded_image
 
-    async def _passes_checks(self, preview: Preview) -> bool:
+    async def _is_preview_allowed(self, preview: Preview) -> bool:
         """Whether a preview passes the check that the image will have to pass."""
         if self._checks is None:
             return True

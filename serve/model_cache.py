@@ -18,7 +18,7 @@ from dreambooth_ray.models import tokens
 from dreambooth_ray.models.model_directory import (
     adapted_base,
     base_directory,
-    has_model_hash,
+    has_matching_hash,
     model_directory,
     model_hash,
 )
@@ -280,12 +280,12 @@ class ModelCache:
                 loaded_engine = self._engines.get(base_id)
             if loaded_engine is None:
                 base_folder = self._find_base_folder(base_uri, f"models.{base_id}")
-                if not has_model_hash(base_folder, digest):
+                if not has_matching_hash(base_folder, digest):
                     continue
                 loaded_bytes = estimate_loaded_bytes(base_folder, self._bytes_per_weight)
                 self._add_engine(base_id, base_folder, loaded_bytes, base=True)
                 return base_id
-            if has_model_hash(self._find_base_folder(base_uri, f"models.{base_id}"), digest):
+            if has_matching_hash(self._find_base_folder(base_uri, f"models.{base_id}"), digest):
                 return base_id
         raise ConfigError(
             f"model {id_} adapts a base model that is not served here (hash {digest[:12]}); add it "

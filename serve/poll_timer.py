@@ -9,7 +9,7 @@ _LOG = logging.getLogger("dreambooth.serve")
 
 
 @contextlib.contextmanager
-def log_failure(event: str) -> Iterator[None]:
+def log_and_suppress_failure(event: str) -> Iterator[None]:
     """Log what goes wrong in the block and go on: storage that is away comes back."""
     try:
         yield

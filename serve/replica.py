@@ -76,7 +76,7 @@ class Replica:
         )  # fmt: skip
         self._steps_done = 0.0
         self._backlog_steps, self._backlog_time_s = 0, 0.0
-        self._steps_per_s = self._measure_speed()
+        self._steps_per_s = self._benchmark_full_batch()
         self._last_report = (time.monotonic(), 0.0, False)
 
     def _open_engine(self, directory: Path) -> "Engine":
@@ -91,7 +91,7 @@ class Replica:
         engine.start()
         return engine
 
-    def _measure_speed(self) -> float:
+    def _benchmark_full_batch(self) -> float:
         """Steps a second of a full batch, from one that is sampled now."""
         from dreambooth_ray.sampling.request import Request
 

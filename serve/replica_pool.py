@@ -14,7 +14,7 @@ from ray.serve.exceptions import (
 )
 
 from dreambooth_ray.config.serving import ServeConfig
-from dreambooth_ray.queue.step_costs import estimate_step_cost
+from dreambooth_ray.queue.denoising_step_costs import estimate_denoising_step_cost
 from serve.admission import AdmissionController, Reservation
 from serve.api_errors import busy_error
 from serve.replica_messages import (
@@ -86,7 +86,7 @@ class ReplicaPool:
             (m for m in model_step_costs if artifact.id in m.ids), model_step_costs[0]
         )
         relative_size = sample_task.relative_size(model_step_cost.side_px)
-        return model_step_cost.step_cost * estimate_step_cost(
+        return model_step_cost.step_cost * estimate_denoising_step_cost(
             relative_size, model_step_cost.costs_by_size
         )
 

@@ -94,7 +94,7 @@ class Safety:
         """The worst that the policy finds in a text, with the phrases and their offsets."""
         safety_results = [CLEAN]
         if self._policy is not None:
-            safety_results += _apply_policy(text, self._policy)
+            safety_results += _match_policy_phrases(text, self._policy)
         if self._prompt_classifier is not None:
             safety_results += _apply_prompt_classifier(text, self._prompt_classifier)
         worst_result = max(safety_results, key=lambda v: (v.refused, v.score))
@@ -136,7 +136,7 @@ def read_policy(path: str | None) -> ContentPolicy:
     return policy
 
 
-def _apply_policy(text: str, policy: ContentPolicy) -> list[SafetyResult]:
+def _match_policy_phrases(text: str, policy: ContentPolicy) -> list[SafetyResult]:
     normalized_text, character_offsets = _normalize_text(text)
     safety_results = [
         _match_category(text, normalized_text, character_offsets, name, category, policy.threshold)

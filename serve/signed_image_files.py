@@ -19,7 +19,7 @@ from dreambooth_ray.storage.file_listing import list_files
 from dreambooth_ray.storage.garbage import Garbage
 from dreambooth_ray.storage.store import Store
 from serve.api_errors import APIError
-from serve.poll_timer import log_failure
+from serve.poll_timer import log_and_suppress_failure
 
 FOLDER = "serve/files"
 ROUTE = "/v1/images/files"
@@ -73,7 +73,7 @@ class SignedImageFiles:
     async def remove_expired_images_forever(self) -> None:
         """Remove images whose time is up, for as long as the process lives."""
         while True:
-            with log_failure("files.forget_failed"):
+            with log_and_suppress_failure("files.forget_failed"):
                 await asyncio.to_thread(self.remove_expired_images)
             await asyncio.sleep(min(_FORGET_INTERVAL_S, self._keep_s))
 

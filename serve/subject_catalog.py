@@ -26,10 +26,10 @@ from dreambooth_ray.storage.version_catalog_rebuild import is_catalog_complete, 
 from serve.api_errors import APIError, model_not_found_error, storage_away_error
 from serve.api_messages import ModelAnswer, ModelsAnswer
 from serve.auth import Caller
-from serve.poll_timer import log_failure
+from serve.poll_timer import log_and_suppress_failure
 from serve.replica_messages import Artifact
 from serve.subject_lookup import SubjectLookup
-from serve.subject_pages import SubjectPages, find_page_start
+from serve.subject_pages import SubjectPages, parse_page_cursor
 
 _LOG = logging.getLogger("dreambooth.serve")
 # Storage that is away is not waited for by a request: what was read before stands.
@@ -89,24 +89,24 @@ class SubjectCatalog:
         self._is_prepared = asyncio.Event()
         self._is_prepared.set()
 
-    def start_catalog_completion(self) -> Coroutine[None, None, None]:
+    def start_catalog_rebuild(self) -> Coroutine[None, None, None]:
         """Make entries for the runs of earlier releases, where nobody has done so yet.
 
         Until what it returns has been awaited, who asks for an unknown subject waits for it.
         """
         self._is_prepared.clear()
-        return self._complete_catalog_with_retries()
+        return self._rebuild_catalog_with_retries()
 
-    async def _complete_catalog_with_retries(self) -> None:
+    async def _rebuild_catalog_with_retries(self) -> None:
         while True:
-            with log_failure("subjects.prepare_failed"):
-                await asyncio.to_thread(self._complete_catalog)
-                self._lookup.forget_entries()
+            with log_and_suppress_failure("subjects.prepare_failed"):
+                await asyncio.to_thread(self._rebuild_incomplete_catalog)
+                self._lookup.invalidate_all_entries()
                 self._is_prepared.set()
                 return
             await asyncio.sleep(_PREPARE_RETRY_S)
 
-    def _complete_catalog(self) -> None:
+    def _rebuild_incomplete_catalog(self) -> None:
         if is_catalog_complete(self._catalog):
             return
         num_runs = len(self._catalog.store.names("runs", limit=_MOST_RUNS_AT_START + 1))
@@ -119,12 +119,12 @@ class SubjectCatalog:
                 f"{self._catalog.store.uri}"
             )
 
-    async def _wait_until_catalog_complete(self) -> None:
+    async def _wait_for_catalog_rebuild(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PREPARE_WAIT_S):
                 await self._is_prepared.wait()
 
-    async def resolve_model_id(
+    async def resolve_served_subject(
         self, model: str | None, is_allowed: Callable[[str], bool]
     ) -> ServedSubject:
         """The subject of a model id; the first base model if none is given.
@@ -140,7 +140,7 @@ class SubjectCatalog:
         if model_id in self._bases:
             return self._bases[model_id]
         for version_ref in await self._find_versions(name, version):
-            committed_version = await self._lookup.read_bundle(version_ref)
+            committed_version = await self._lookup.read_committed_version(version_ref)
             if committed_version is None or committed_version.subject != name:
                 continue  # deleted by hand: an older version may be there
             if committed_version.fault:
@@ -157,7 +157,7 @@ class SubjectCatalog:
         was_catalog_complete = self._is_prepared.is_set()
         entry = await self._lookup.read_entry(name)
         if entry is None and not was_catalog_complete:
-            await self._wait_until_catalog_complete()
+            await self._wait_for_catalog_rebuild()
             entry = await self._lookup.read_entry(name)
         version_refs = list(entry.versions) if entry else []
         return (
@@ -166,9 +166,9 @@ class SubjectCatalog:
             else version_refs[:_TRIED_VERSIONS]
         )
 
-    async def find_model(self, model: str, is_allowed: Callable[[str], bool]) -> ModelAnswer:
-        """A model as GET /v1/models/{model} has it; raises APIError as `resolve_model_id`."""
-        subject = await self.resolve_model_id(model, is_allowed)
+    async def describe_model(self, model: str, is_allowed: Callable[[str], bool]) -> ModelAnswer:
+        """A model as GET /v1/models/{model} has it; raises APIError as `resolve_served_subject`."""
+        subject = await self.resolve_served_subject(model, is_allowed)
         if subject.kind == "base":
             return _build_model_answer(subject)
         entry = await self._lookup.read_entry(subject.name)
@@ -180,7 +180,7 @@ class SubjectCatalog:
         after: the `last_id` of the page before
         raises: APIError 400 for an `after` that can't be one, 503 if storage does not answer
         """
-        await self._wait_until_catalog_complete()
+        await self._wait_for_catalog_rebuild()
         base_names_after_cursor, listing_start = self._find_page_start(after)
         visible_base_names = [
             name for name in base_names_after_cursor if caller.may_see_subject(name)
@@ -218,7 +218,7 @@ class SubjectCatalog:
             return base_names, ""
         if after in self._bases:
             return base_names[base_names.index(after) + 1 :], ""
-        listing_start = find_page_start(after)
+        listing_start = parse_page_cursor(after)
         if listing_start is None:
             error_message = (
                 f"after={after[:120]!r} is no model; give the last_id of the page before"

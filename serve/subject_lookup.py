@@ -58,7 +58,7 @@ class SubjectLookup:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._catalog, self._ttl_s, self._clock = catalog, ttl_s, clock
-        self._entries = BoundedCache[CachedRead[SubjectEntry]](_KEPT_REFS, _count_version_refs)
+        self._entries = BoundedCache[CachedRead[SubjectEntry]](_KEPT_REFS, _count_refs_in_entry)
         self._unknown = BoundedCache[CachedRead[SubjectEntry]](_KEPT_UNKNOWN)
         self._bundles = BoundedCache[CachedRead[SubjectVersion]](_KEPT_BUNDLES)
         self._known_pool = ThreadPoolExecutor(_THREADS, "known-subjects")
@@ -67,7 +67,7 @@ class SubjectLookup:
         self._num_unknown_waiting = 0
         self._generation = 0
 
-    def forget_entries(self) -> None:
+    def invalidate_all_entries(self) -> None:
         """Believe no reading of an entry that has begun before now."""
         self._generation += 1
 
@@ -77,11 +77,11 @@ class SubjectLookup:
         While storage does not answer, what was read before stands.
         raises: APIError 422 for an entry that can't be read, 503 if nothing was read before
         """
-        cached_read = self._find_cached_entry(subject)
+        cached_read = self._find_entry_even_if_stale(subject)
         if not self._is_fresh(cached_read):
             shared_task_key = f"entry {self._generation} {subject}"
             await self._share_task(shared_task_key, lambda: self._refresh_entry(subject))
-            cached_read = self._find_cached_entry(subject)
+            cached_read = self._find_entry_even_if_stale(subject)
         if cached_read is None:
             raise storage_away_error()
         if cached_read.fault:
@@ -89,24 +89,24 @@ class SubjectLookup:
             raise APIError(422, "model_unusable", error_message, param="model")
         return cached_read.value
 
-    async def read_bundle(self, ref: SubjectVersionRef) -> SubjectVersion | None:
+    async def read_committed_version(self, ref: SubjectVersionRef) -> SubjectVersion | None:
         """What a version's run has committed, by its manifest; None if that is gone or another.
 
         raises: APIError 503 if storage does not answer and nothing was read before
         """
         cached_read = self._bundles.get(ref.run_id)
-        is_same_version = cached_read is not None and _has_version(cached_read, ref)
+        is_same_version = cached_read is not None and _is_cached_version(cached_read, ref)
         max_age_s = BUNDLE_TTL_S if is_same_version else self._ttl_s
         if cached_read is None or self._clock() - cached_read.read_at_s >= max_age_s:
             await self._share_task(
-                f"bundle {ref.run_id}", lambda: self._refresh_bundle_version(ref.run_id)
+                f"bundle {ref.run_id}", lambda: self._refresh_committed_version(ref.run_id)
             )
             cached_read = self._bundles.get(ref.run_id)
         if cached_read is None:
             raise storage_away_error()
-        return cached_read.value if _has_version(cached_read, ref) else None
+        return cached_read.value if _is_cached_version(cached_read, ref) else None
 
-    def _find_cached_entry(self, subject: str) -> CachedRead[SubjectEntry] | None:
+    def _find_entry_even_if_stale(self, subject: str) -> CachedRead[SubjectEntry] | None:
         return self._entries.get(subject) or self._unknown.get(subject)
 
     def _is_fresh(self, cached_read: CachedRead[SubjectEntry] | None) -> bool:
@@ -133,7 +133,7 @@ class SubjectLookup:
         except (StorageError, OSError) as error:
             _LOG.warning("subjects.look_failed", extra={"error": type(error).__name__})
             return
-        previous_read = self._find_cached_entry(subject)
+        previous_read = self._find_entry_even_if_stale(subject)
         if previous_read is not None and previous_read.generation > cached_read.generation:
             return
         for cache in (self._entries, self._unknown):
@@ -159,7 +159,7 @@ class SubjectLookup:
         except CheckpointError as error:
             return CachedRead(None, now_s, lookup_generation, str(error))
 
-    async def _refresh_bundle_version(self, run_id: str) -> None:
+    async def _refresh_committed_version(self, run_id: str) -> None:
         now_s, lookup_generation = self._clock(), self._generation
         try:
             subject_version = await self._run_in_threads(
@@ -174,9 +174,9 @@ class SubjectLookup:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _count_version_refs(cached_read: CachedRead[SubjectEntry]) -> int:
+def _count_refs_in_entry(cached_read: CachedRead[SubjectEntry]) -> int:
     return 1 + (len(cached_read.value.versions) if cached_read.value else 0)
 
 
-def _has_version(cached_read: CachedRead[SubjectVersion], ref: SubjectVersionRef) -> bool:
+def _is_cached_version(cached_read: CachedRead[SubjectVersion], ref: SubjectVersionRef) -> bool:
     return cached_read.value is not None and cached_read.value.version == ref.version

@@ -25,7 +25,7 @@ _MOST_SCANNED, _SCAN_BATCH = 10_000, 1000
 _END = "~"
 
 
-def find_page_start(after: str) -> str | None:
+def parse_page_cursor(after: str) -> str | None:
     """Where the page after a subject, or after a prefix (`~3f`), begins; None for neither."""
     if after.startswith(_END):
         prefix = after.removeprefix(_END)
@@ -78,11 +78,11 @@ class SubjectPages:
                 if len(subject_names) > limit
                 else (subject_names, None)
             )
-        return self._scan_subjects(
+        return self._scan_for_visible_subjects(
             start, limit, limit + 1 if caller.may_see_all_subjects else _SCAN_BATCH, may_see
         )
 
-    def _scan_subjects(
+    def _scan_for_visible_subjects(
         self, start: str, limit: int, batch_size: int, may_see: Callable[[str], bool]
     ) -> tuple[list[str], str | None]:
         subject_names, scan_position, num_scanned = list[str](), start, 0
@@ -101,7 +101,7 @@ class SubjectPages:
             if (
                 num_scanned >= _MOST_SCANNED
                 and unfinished_listing_prefix
-                and (find_page_start(next_page_cursor) or "") > start
+                and (parse_page_cursor(next_page_cursor) or "") > start
             ):
                 return [
                     s

@@ -73,21 +73,21 @@ def resolve_public_address(url: str) -> str:
         url_parts = httpx2.URL(url)
         host = url_parts.raw_host.decode("ascii").strip("[]")
     except (httpx2.InvalidURL, ValueError, TypeError) as error:
-        raise _webhook_url_error(f"is no URL ({error})") from error
+        raise _make_webhook_url_error(f"is no URL ({error})") from error
     if url_parts.scheme not in _SCHEMES or not host:
-        raise _webhook_url_error("is no http or https URL with a host")
+        raise _make_webhook_url_error("is no http or https URL with a host")
     if url_parts.userinfo:
-        raise _webhook_url_error("holds a user name; give it without one")
+        raise _make_webhook_url_error("holds a user name; give it without one")
     port = url_parts.port or _SCHEMES[url_parts.scheme]
     if not 0 < port < 2**16:
-        raise _webhook_url_error(f"has the port {port}; ports go from 1 to 65535")
+        raise _make_webhook_url_error(f"has the port {port}; ports go from 1 to 65535")
     try:
         address_infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError, OverflowError) as error:
-        raise _webhook_url_error("names a host that is not found") from error
+        raise _make_webhook_url_error("names a host that is not found") from error
     addresses = [str(address_info[4][0]) for address_info in address_infos]
     if not addresses or not all(_is_public_address(address) for address in addresses):
-        raise _webhook_url_error("leads to an address that is not public")
+        raise _make_webhook_url_error("leads to an address that is not public")
     return addresses[0]
 
 
@@ -104,7 +104,7 @@ def _is_public_address(address: str) -> bool:
     )
 
 
-def _webhook_url_error(reason: str) -> ConfigError:
+def _make_webhook_url_error(reason: str) -> ConfigError:
     return ConfigError(f"webhook_url {reason}")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from dreambooth_ray.config.forward_pass_rules import can_be_graphed
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.memory.training_memory import TrainingFootprint, images_per_worker
+from dreambooth_ray.memory.training_memory import TrainingFootprint, count_worker_batch_images
 
 MIB = 2**20
 _WEIGHTS = 100
@@ -21,7 +21,7 @@ def estimate_by_formula(config: Config, directory: Path) -> TrainingFootprint:
     )
     is_half = train.precision != "32"
     frozen = (_WEIGHTS - min(_WEIGHTS, trained)) * (2 if is_half else 4)
-    activations = images_per_worker(config) * 200 * (0.6 if is_half else 1.0)
+    activations = count_worker_batch_images(config) * 200 * (0.6 if is_half else 1.0)
     activations *= 0.25 if train.gradient_checkpointing else 1.0
     gradients = 4 * trained * (2 if can_be_graphed(config) else 1)
     return TrainingFootprint(

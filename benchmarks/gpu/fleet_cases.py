@@ -84,7 +84,7 @@ def measure_case(
         take_step(slot_trainer)
     devices.reset_peak(device)
     step_s = devices.time_work(partial(take_step, slot_trainer), device, num_timed)
-    record: dict[str, Any] = {**_describe_speed(step_s, case.num_subjects)}
+    record: dict[str, Any] = {**_compute_speeds(step_s, case.num_subjects)}
     record |= devices.read_peak(device)
     with devices.count_host_waits(device) as waits_by_line:
         for _ in range(NUM_COUNTED):
@@ -106,11 +106,11 @@ def measure_alone(size: ModelSize, device: torch.device, num_timed: int) -> dict
     devices.free_memory(device)
     solo_training = OurTraining(TrainingCase("alone", SETTINGS), size, device, num_timed)
     solo_training.run()
-    record = {**_describe_speed(solo_training.timer.steps_s[0], 1), **devices.read_peak(device)}
+    record = {**_compute_speeds(solo_training.timer.steps_s[0], 1), **devices.read_peak(device)}
     return {**record, "flops": solo_training.count_flops()}
 
 
-def _describe_speed(step_s: float, num_subjects: int) -> dict[str, float]:
+def _compute_speeds(step_s: float, num_subjects: int) -> dict[str, float]:
     return {
         "step_s": round(step_s, 5),
         "subject_steps_s": round(num_subjects / step_s, 3),

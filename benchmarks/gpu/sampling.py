@@ -10,7 +10,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from benchmarks.gpu import device as devices
 from benchmarks.random_models import ModelSize, make_random_components
-from benchmarks.sample_theme import make_equal_requests, make_mixed_requests, sample_batch
+from benchmarks.sample_theme import (
+    make_equal_requests,
+    make_mixed_requests,
+    sample_batch_with_diffusers,
+)
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.models.precision import resolve_sampling_dtype
@@ -51,7 +55,7 @@ def measure(size: ModelSize, device: torch.device, steps: int, repeats: int) -> 
         "eight mixed": [[r] for r in mixed_requests],
     }
     for name, request_groups in request_groups_by_case.items():
-        sample_batch(pipeline, request_groups[0])
+        sample_batch_with_diffusers(pipeline, request_groups[0])
         mean_s = devices.time_work(
             partial(_sample_groups, pipeline, request_groups), device, repeats
         )
@@ -65,7 +69,7 @@ def measure(size: ModelSize, device: torch.device, steps: int, repeats: int) -> 
 
 def _sample_groups(pipeline: StableDiffusionPipeline, request_groups: list[list[Request]]) -> None:
     for requests in request_groups:
-        sample_batch(pipeline, requests)
+        sample_batch_with_diffusers(pipeline, requests)
 
 
 def make_pipeline(
@@ -96,12 +100,12 @@ def measure_half_error(device: torch.device, steps: int) -> dict[str, Any]:
         outputs_by_dtype[dtype] = engine.sample(sampling_requests)
     float32_outputs = outputs_by_dtype.pop(torch.float32)
     return {
-        str(dtype): _measure_output_errors(float32_outputs, images)
+        str(dtype): _measure_half_output_errors(float32_outputs, images)
         for dtype, images in outputs_by_dtype.items()
     }
 
 
-def _measure_output_errors(reference: list[Any], outputs: list[Any]) -> dict[str, float]:
+def _measure_half_output_errors(reference: list[Any], outputs: list[Any]) -> dict[str, float]:
     output_pairs = list(zip(reference, outputs, strict=True))
     latent_errors = [(a.latents - b.latents).square().mean().sqrt() for a, b in output_pairs]
     pixel_errors = [

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.adapters.adapter_files import bind_adapter
-from dreambooth_ray.adapters.binding import BoundLayer, find_magnitude_axis
+from dreambooth_ray.adapters.binding import LayerBinding, find_magnitude_axis
 from dreambooth_ray.adapters.layer_adapter import LayerAdapter
 from dreambooth_ray.adapters.layer_table import LayerTable
-from dreambooth_ray.adapters.scales import LayerScales, check_finite
+from dreambooth_ray.adapters.scales import LayerScales, check_tensor_is_finite
 from dreambooth_ray.errors import CheckpointError, ConfigError
 from dreambooth_ray.models.tensor_files import open_tensors
 
@@ -60,10 +60,10 @@ def read_adapter(path: Path, table: LayerTable) -> Adapter:
 
 
 def _read_layer(
-    bound_layer: BoundLayer, tensors: Mapping[str, Tensor], scales: LayerScales
+    bound_layer: LayerBinding, tensors: Mapping[str, Tensor], scales: LayerScales
 ) -> Iterator[tuple[LayerKey, LayerAdapter]]:
     tensors_by_role = {
-        role: check_finite(key, tensors[key]) for role, key in bound_layer.keys.items()
+        role: check_tensor_is_finite(key, tensors[key]) for role, key in bound_layer.keys.items()
     }
     alpha = tensors_by_role.pop("alpha", None)
     magnitude_role = next((name for name in _MAGNITUDES if name in tensors_by_role), None)

@@ -12,16 +12,16 @@ from pathlib import Path
 
 from dreambooth_ray.adapters.adapter_files import bind_adapter
 from dreambooth_ray.adapters.layer_table import LayerTable
-from dreambooth_ray.config.adapter_mix import AdapterUse, check_mix
+from dreambooth_ray.config.adapter_mix import AdapterUse, check_mix_limits
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.models.model_directory import (
     adapted_base,
     base_directory,
-    has_model_hash,
+    has_matching_hash,
 )
 from dreambooth_ray.models.model_location import fetch_source
-from dreambooth_ray.models.model_source import SUFFIXES, explain_source, find_hub_id
-from dreambooth_ray.models.remote_files import download_model
+from dreambooth_ray.models.model_source import SUFFIXES, add_source_to_error, find_hub_id
+from dreambooth_ray.models.remote_model_files import download_model
 from dreambooth_ray.models.store_files import is_url, open_store_file
 from dreambooth_ray.models.weight_cache import add_model_to_cache
 from dreambooth_ray.storage import paths
@@ -32,14 +32,14 @@ _HASH_DIGITS = 12
 
 
 @dataclass(frozen=True)
-class AdapterSource:
+class WeightedAdapterSource:
     """uri: as it was given; weight: what the adapter adds is multiplied by that"""
 
     uri: str
     weight: float = 1.0
 
     @classmethod
-    def parse(cls, text: str) -> "AdapterSource":
+    def parse(cls, text: str) -> "WeightedAdapterSource":
         """From "URI" or "URI:0.8"; a path that is there is taken whole."""
         uri_and_weight_match = _WEIGHTED.fullmatch(text)
         if uri_and_weight_match is None or Path(text).expanduser().exists():
@@ -80,7 +80,7 @@ def hash_adapter(path: Path) -> str:
     return digest.hexdigest()
 
 
-def locate_adapter(source: AdapterSource, key: str) -> LocalAdapter:
+def locate_adapter(source: WeightedAdapterSource, key: str) -> LocalAdapter:
     """An adapter's files, fetched if they were not here.
 
     key: the option to name in an error
@@ -93,7 +93,7 @@ def locate_adapter(source: AdapterSource, key: str) -> LocalAdapter:
         elif is_url(source.uri):
             adapter_path = fetch_source(source.uri, key)
     except DreamBoothError as error:
-        raise explain_source(source.uri, key, error) from error
+        raise add_source_to_error(source.uri, key, error) from error
     if not adapter_path.exists():
         hub_hint = (
             " (models of the hub are not read as adapters)" if find_hub_id(source.uri) else ""
@@ -109,7 +109,7 @@ def locate_adapter(source: AdapterSource, key: str) -> LocalAdapter:
     )
 
 
-def _open_bundle(folder: Path, source: AdapterSource, key: str) -> LocalAdapter:
+def _open_bundle(folder: Path, source: WeightedAdapterSource, key: str) -> LocalAdapter:
     if (folder / paths.CONFIG).is_file():
         folder = folder / paths.BUNDLE
     base_model = adapted_base(folder)
@@ -141,15 +141,15 @@ def locate_adapters(texts: Iterable[str], directory: Path, key: str) -> list[Loc
     directory: the model's, or its outline
     raises: ConfigError naming the adapter and what of it does not fit the model
     """
-    sources = [AdapterSource.parse(text) for text in texts]
+    sources = [WeightedAdapterSource.parse(text) for text in texts]
     if not sources:
         return []
-    check_mix([AdapterUse(source.uri, source.weight) for source in sources])
+    check_mix_limits([AdapterUse(source.uri, source.weight) for source in sources])
     base_folder = base_directory(directory)
     layer_table, adapters = LayerTable.of_directory(base_folder), []
     for source in sources:
         adapter = locate_adapter(source, key)
-        if adapter.base and not has_model_hash(base_folder, adapter.base[1]):
+        if adapter.base and not has_matching_hash(base_folder, adapter.base[1]):
             raise ConfigError(
                 f"{key}={source.uri!r} was trained on another base model than {directory.name}"
             )

@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class BoundLayer:
+class LayerBinding:
     """A file's layer and what it is of the model's. keys: by role; rank: of its product"""
 
     file_layer: str
@@ -40,7 +40,7 @@ class BoundLayer:
 class BoundAdapterFile:
     """A file, every key of which is bound. metadata: what diffusers or peft say of its scales."""
 
-    layers: tuple[BoundLayer, ...]
+    layers: tuple[LayerBinding, ...]
     metadata: Mapping[str, Any]
 
     @property
@@ -101,7 +101,7 @@ def _check_layer(
     keys: Mapping[str, str],
     shapes: Shapes,
     table: LayerTable,
-) -> BoundLayer:
+) -> LayerBinding:
     shapes_by_role = {role: shapes[key] for role, key in keys.items()}
     expected_weight_size = (places[0].num_file_rows, prod(places[0].shape[1:]))
     try:
@@ -126,7 +126,7 @@ def _check_layer(
     _check_magnitude(file_layer, places, shapes_by_role, expected_weight_size)
     if prod(shapes_by_role.get("alpha", ())) != 1:
         raise ConfigError(f"{shorten_key(keys['alpha'])} is no single number")
-    return BoundLayer(file_layer, tuple(places), keys, kind, rank)
+    return LayerBinding(file_layer, tuple(places), keys, kind, rank)
 
 
 def measure_factors(shapes: Shapes) -> tuple[str, tuple[int, int], int | None]:
@@ -162,11 +162,11 @@ _KIND_OF_ROLE = {
 
 def _measure_lora(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
     down_shape, up_shape, mid_shape = shapes["down"], shapes["up"], shapes.get("mid")
-    _check_shapes(len(down_shape) in (2, 4) and len(up_shape) in (2, 4), down_shape, up_shape)
-    _check_shapes(up_shape[1] == down_shape[0] and prod(up_shape[2:]) == 1, down_shape, up_shape)
+    _match_shapes(len(down_shape) in (2, 4) and len(up_shape) in (2, 4), down_shape, up_shape)
+    _match_shapes(up_shape[1] == down_shape[0] and prod(up_shape[2:]) == 1, down_shape, up_shape)
     if mid_shape is None:
         return (up_shape[0], prod(down_shape[1:])), down_shape[0]
-    _check_shapes(
+    _match_shapes(
         len(mid_shape) == 4
         and mid_shape[:2] == (down_shape[0], down_shape[0])
         and prod(down_shape[2:]) == 1,
@@ -179,7 +179,7 @@ def _measure_lora(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int
 def _measure_embedding_lora(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], int]:
     """peft's of embeddings: (r, V) and (D, r), of a weight (V, D)."""
     down, up = shapes["embedding_down"], shapes["embedding_up"]
-    _check_shapes(len(down) == len(up) == 2 and down[0] == up[1], down, up)
+    _match_shapes(len(down) == len(up) == 2 and down[0] == up[1], down, up)
     return (down[1], up[0]), down[0]
 
 
@@ -188,19 +188,19 @@ def _measure_loha(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int
     for half_number in (1, 2):
         left_shape, right_shape = shapes[f"hada_w{half_number}_a"], shapes[f"hada_w{half_number}_b"]
         kernel_shape = shapes.get(f"hada_t{half_number}")
-        _check_shapes(len(left_shape) == 2 and len(right_shape) == 2, left_shape, right_shape)
+        _match_shapes(len(left_shape) == 2 and len(right_shape) == 2, left_shape, right_shape)
         if kernel_shape is None:
-            _check_shapes(left_shape[1] == right_shape[0], left_shape, right_shape)
+            _match_shapes(left_shape[1] == right_shape[0], left_shape, right_shape)
             weight_sizes.add((left_shape[0], right_shape[1]))
         else:  # the factors of a kernel have the rank first
-            _check_shapes(
+            _match_shapes(
                 len(kernel_shape) == 4 and kernel_shape[:2] == (left_shape[0], right_shape[0]),
                 left_shape,
                 right_shape,
                 kernel_shape,
             )
             weight_sizes.add((left_shape[1], right_shape[1] * prod(kernel_shape[2:])))
-    _check_shapes(len(weight_sizes) == 1, *weight_sizes)
+    _match_shapes(len(weight_sizes) == 1, *weight_sizes)
     return weight_sizes.pop(), shapes["hada_w1_b"][0]
 
 
@@ -210,13 +210,13 @@ def _measure_lokr(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int
         first_shape = shapes["lokr_w1"]
     else:
         left_shape, right_shape = shapes["lokr_w1_a"], shapes["lokr_w1_b"]
-        _check_shapes(
+        _match_shapes(
             len(left_shape) == len(right_shape) == 2 and left_shape[1] == right_shape[0],
             left_shape,
             right_shape,
         )
         first_shape, rank = (left_shape[0], right_shape[1]), right_shape[0]
-    _check_shapes(len(first_shape) == 2, first_shape)
+    _match_shapes(len(first_shape) == 2, first_shape)
     if "lokr_w2" in shapes:
         second_shape = shapes["lokr_w2"]
     else:
@@ -226,23 +226,23 @@ def _measure_lokr(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int
             shapes.get("lokr_t2"),
         )
         if kernel_shape is None:
-            _check_shapes(
+            _match_shapes(
                 len(left_shape) == 2 and left_shape[1] == right_shape[0], left_shape, right_shape
             )
             second_shape, rank = (left_shape[0], *right_shape[1:]), right_shape[0]
         else:
-            _check_shapes(
+            _match_shapes(
                 len(kernel_shape) == 4 and kernel_shape[:2] == (left_shape[0], right_shape[0]),
                 left_shape,
                 right_shape,
                 kernel_shape,
             )
             second_shape, rank = (left_shape[1], right_shape[1], *kernel_shape[2:]), right_shape[0]
-    _check_shapes(len(second_shape) in (2, 4), second_shape)
+    _match_shapes(len(second_shape) in (2, 4), second_shape)
     return (first_shape[0] * second_shape[0], first_shape[1] * prod(second_shape[1:])), rank
 
 
-def _check_shapes(is_right: bool, *shapes: tuple[int, ...]) -> None:
+def _match_shapes(is_right: bool, *shapes: tuple[int, ...]) -> None:
     if not is_right:
         raise ValueError(" and ".join(str(list(shape)) for shape in shapes))
 

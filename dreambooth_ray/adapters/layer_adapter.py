@@ -69,7 +69,7 @@ class LayerAdapter:
         return torch.cat([product[begin:end] for begin, end in self.rows])
 
 
-def sum_deltas(weight: Tensor, uses: Iterable[tuple[LayerAdapter, float]]) -> Tensor:
+def add_deltas_to_weight(weight: Tensor, uses: Iterable[tuple[LayerAdapter, float]]) -> Tensor:
     """A weight with several adapters added, each times its weight; float32."""
     summed_weight = weight.float().clone()
     for adapter, adapter_weight in uses:

@@ -34,7 +34,7 @@ _LAYER_DIMS = (2, 4)
 class LayerPlace:
     """A layer of ours that a file's layer is, or has as rows of its output.
 
-    part: the network's folder; layer: as `canonical_name` has it; shape: of its weight
+    part: the network's folder; layer: as `strip_text_model_levels` has it; shape: of its weight
     shares: sizes of all the parts that the file's layer has, as AdapterFileLayer
     parts: ours, in order
     """
@@ -72,7 +72,7 @@ class LayerPlace:
         return f"{self.part}.{self.layer}"
 
 
-def canonical_name(layer: str) -> str:
+def strip_text_model_levels(layer: str) -> str:
     """A layer's name without levels that files and releases of transformers differ on."""
     return _TEXT_LEVELS.sub("", layer)
 
@@ -103,8 +103,8 @@ class LayerTable:
         }
         for layer in self.layers.get(family.denoiser.name, ()) if directory else ():
             assert directory is not None
-            for file_layer in _list_file_layers(family, directory, layer):
-                self.add_layer_name(layer, file_layer)
+            for file_layer in _list_layer_aliases(family, directory, layer):
+                self.add_layer_alias(layer, file_layer)
 
     @classmethod
     def of_directory(cls, directory: Path) -> "LayerTable":
@@ -128,7 +128,7 @@ class LayerTable:
         part_table._default_part = part
         return part_table
 
-    def add_layer_name(self, layer: str, file_layer: AdapterFileLayer) -> None:
+    def add_layer_alias(self, layer: str, file_layer: AdapterFileLayer) -> None:
         """Another name of a layer of the denoiser."""
         part = self.family.denoiser.name
         place = LayerPlace(
@@ -150,7 +150,7 @@ class LayerTable:
     def _find_in_part(self, part: str, name: str) -> list[LayerPlace]:
         places_by_name = self._places[part]
         if places := places_by_name.get(_replace_dots(name)) or places_by_name.get(
-            _replace_dots(canonical_name(name))
+            _replace_dots(strip_text_model_levels(name))
         ):
             return places
         for prefix in _PREFIXES:
@@ -196,10 +196,10 @@ def _list_layers(tensors: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, tu
     for name, shape in tensors.items():
         layer = name.removesuffix(".weight")
         if layer != name and len(shape) in _LAYER_DIMS:
-            yield canonical_name(layer), tuple(shape)
+            yield strip_text_model_levels(layer), tuple(shape)
 
 
-def _list_file_layers(
+def _list_layer_aliases(
     family: ModelFamily, directory: Path, layer: str
 ) -> Iterator[AdapterFileLayer]:
     """Names of a denoiser's layer beside diffusers' own."""

@@ -23,7 +23,7 @@ class LayerScales:
         self._of_file: PeftSettings | None = None
         settings_file = file.parent / SETTINGS
         if file.name == WEIGHTS and settings_file.is_file():
-            self._of_file = PeftSettings.parse(_read_settings(settings_file))
+            self._of_file = PeftSettings.parse(_read_peft_config_file(settings_file))
         settings_by_part: dict[str, dict[str, Any]] = {}
         for metadata_key, value in metadata.items():
             part, _, setting_name = metadata_key.rpartition(".")
@@ -45,7 +45,7 @@ class LayerScales:
         return 1.0
 
 
-def check_finite(key: str, tensor: Tensor) -> Tensor:
+def check_tensor_is_finite(key: str, tensor: Tensor) -> Tensor:
     """A file's tensor as it is computed with; raises ConfigError where it holds NaN or infinity."""
     float_tensor = tensor.float()
     if not bool(float_tensor.isfinite().all()):
@@ -56,7 +56,7 @@ def check_finite(key: str, tensor: Tensor) -> Tensor:
     return float_tensor if tensor.element_size() == 1 or prod(tensor.shape) == 1 else tensor
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_peft_config_file(path: Path) -> dict[str, Any]:
     try:
         peft_settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:

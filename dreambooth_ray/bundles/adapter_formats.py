@@ -14,7 +14,7 @@ from torch import Tensor
 from dreambooth_ray.adapters.peft_settings import PeftSettings
 from dreambooth_ray.bundles import kohya, lycoris, read_back
 from dreambooth_ray.bundles.model_spec import build_model_spec
-from dreambooth_ray.bundles.prepared_export import PreparedExport, save_weights
+from dreambooth_ray.bundles.prepared_export import PreparedExport, write_single_weights_file
 from dreambooth_ray.bundles.read_back import LayerDelta, multiply_factors
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import tokens
@@ -95,7 +95,7 @@ def build_lora(directory: Path, dtype: torch.dtype) -> PreparedExport:
         peft_metadata |= {f"{part}.{k}": v for k, v in peft_settings.items()}
     modelspec = build_model_spec(directory, adapter=True)
     metadata = {**modelspec, ADAPTER_METADATA_KEY: json.dumps(peft_metadata, sort_keys=True)}
-    return _make_export_functions(exported_weights, adapters, directory, metadata, dtype, "lora")
+    return _prepare_adapter_export(exported_weights, adapters, directory, metadata, dtype, "lora")
 
 
 def build_kohya(directory: Path, dtype: torch.dtype) -> PreparedExport:
@@ -136,10 +136,10 @@ def build_kohya(directory: Path, dtype: torch.dtype) -> PreparedExport:
         peft_settings, kohya_names.read_metadata(base_folder), modelspec["modelspec.title"]
     )
     metadata = {**modelspec, **kohya_metadata}
-    return _make_export_functions(weights, adapters, directory, metadata, dtype, "kohya")
+    return _prepare_adapter_export(weights, adapters, directory, metadata, dtype, "kohya")
 
 
-def _make_export_functions(
+def _prepare_adapter_export(
     weights: Mapping[str, Tensor],
     adapters: Mapping[str, AdapterWeights],
     directory: Path,
@@ -149,7 +149,7 @@ def _make_export_functions(
 ) -> PreparedExport:
     learned_deltas = {part: adapter.compute_deltas() for part, adapter in adapters.items()}
     return PreparedExport(
-        partial(save_weights, weights, dtype, metadata),
+        partial(write_single_weights_file, weights, dtype, metadata),
         lambda out: read_back.check_exported_adapters(out, directory, learned_deltas, dtype, kind),
     )
 
@@ -161,7 +161,7 @@ def _load_adapters(directory: Path, kind: str) -> dict[str, AdapterWeights]:
             f"--format={kind}: {directory} has no adapters; it takes a run with "
             "train.method=lora, others can be exported as diffusers or single-file"
         )
-    for learned_words in tokens.load_words(directory / paths.ADAPTER).values():
+    for learned_words in tokens.read_learned_words(directory / paths.ADAPTER).values():
         refuse_learned_words(kind, list(learned_words))
     adapters = {}
     for part in (part.name for part in find_family(base_directory(directory)).networks):
@@ -201,7 +201,7 @@ def _build_lycoris(
         modelspec["modelspec.title"],
     )
     return PreparedExport(
-        partial(save_weights, weights, dtype, metadata),
+        partial(write_single_weights_file, weights, dtype, metadata),
         lambda out: lycoris.check_lycoris_file(out, directory / paths.ADAPTER, base_folder, dtype),
     )
 

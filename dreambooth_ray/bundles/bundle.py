@@ -16,7 +16,7 @@ from dreambooth_ray.models import lora, tokens
 from dreambooth_ray.models.components import Components, build_pipeline, load_components
 from dreambooth_ray.models.family import ModelFamily, find_family
 from dreambooth_ray.models.model_directory import base_directory, model_hash
-from dreambooth_ray.models.model_source import find_shipped_model, make_absolute, parse_source
+from dreambooth_ray.models.model_source import find_packaged_model, make_absolute, parse_source
 from dreambooth_ray.models.streamed_denoiser import list_denoiser_sources, patch_save_pretrained
 from dreambooth_ray.models.trainable_params import (
     apply_train_method,
@@ -98,7 +98,7 @@ def export_bundle(
         stage_folder = folder / "bundle"
         with verified_weights(checkpoint_files) as weights:
             bundle_metadata = _write_weights(config, directory, weights, stage_folder, load)
-        base_model = _find_base(config, run)
+        base_model = _resolve_base_model_source(config, run)
         if bundle_metadata["kind"] == "adapter":
             bundle_metadata["base_model"] = base_model
         family = find_family(base_directory(directory))
@@ -115,7 +115,7 @@ def _open_checkpoint(
     """raises: CheckpointError if a file of it is not in storage, or not what was sent"""
     if kept_files is None:
         return download_weight_files(run, checkpoint, folder / "checkpoint")
-    if mismatched_file := manifest.find_metadata_mismatch(run, checkpoint.name):
+    if mismatched_file := manifest.find_size_or_checksum_mismatch(run, checkpoint.name):
         raise CheckpointError(f"{run.uri}/{mismatched_file}")
     return kept_files
 
@@ -156,11 +156,11 @@ def _write_weights(
     return bundle_metadata
 
 
-def _find_base(config: Config, run: Store) -> str:
+def _resolve_base_model_source(config: Config, run: Store) -> str:
     """The base model as it is found again: of the hub, at the commit that the run began with."""
     model_source = make_absolute(config.model.source)
     model_source = read_model_pins(run).get(model_source, model_source)
-    is_folder = not find_shipped_model(model_source) and parse_source(model_source).is_directory
+    is_folder = not find_packaged_model(model_source) and parse_source(model_source).is_directory
     return str(Path(model_source).resolve()) if is_folder else model_source
 
 
@@ -242,7 +242,7 @@ def _describe_preservation(config: Config) -> str:
         preservation_phrases.append(
             f"the base model's output, weight {prior_config.output_weight:g}"
         )
-    if config.train.keeps_background:
+    if config.train.has_background_output_preservation:
         background_weight = config.train.mask_background
         preservation_phrases.append(
             f"the base model's output outside the masks, weight {background_weight:g}"

@@ -23,12 +23,12 @@ from dreambooth_ray.models.model_directory import (
     base_directory,
     model_directory,
 )
-from dreambooth_ray.models.single_file import METADATA_KEY, list_small_files
+from dreambooth_ray.models.single_file import METADATA_KEY, read_small_files
 from dreambooth_ray.models.streamed_denoiser import list_denoiser_sources, patch_save_pretrained
 from dreambooth_ray.models.tensor_files import (
     SUFFIX,
     TensorSource,
-    read_tensor_sources,
+    open_tensor_sources,
 )
 from dreambooth_ray.storage import manifest, paths
 
@@ -74,7 +74,7 @@ def _build_diffusers_export(directory: Path, dtype: torch.dtype) -> PreparedExpo
     denoiser_tensor_sources = _list_denoiser_tensor_sources(
         components.denoiser, denoiser_name, directory, dtype
     )
-    denoiser_weights = read_tensor_sources(denoiser_tensor_sources)
+    denoiser_weights = open_tensor_sources(denoiser_tensor_sources)
     patch_save_pretrained(components.denoiser, denoiser_tensor_sources)
     read_back.refuse_overflow(denoiser_weights, dtype)
     for network in (components.vae, *components.text_encoders.values()):
@@ -113,14 +113,14 @@ def _build_single_file_export(directory: Path, dtype: torch.dtype) -> PreparedEx
         name: TensorSource.of(w) for name, w in ldm.mark_prediction(pipeline).items()
     }
     metadata = build_model_spec(directory, adapter=False)
-    small_files = list_small_files(base_folder)
+    small_files = read_small_files(base_folder)
     if (directory / paths.ADAPTER_SCHEDULER).is_dir():
         small_files["scheduler/scheduler_config.json"] = pipeline.scheduler.to_json_string()
     metadata[METADATA_KEY] = json.dumps(small_files)
 
     def check_written_file(out: Path) -> None:
         tensor_sources.clear()  # what was converted for them is needed no longer
-        unet_weights = read_tensor_sources(unet_tensor_sources)
+        unet_weights = open_tensor_sources(unet_tensor_sources)
         read_back.check_single_file(out, pipeline, family, unet_weights, dtype)
 
     return PreparedExport(

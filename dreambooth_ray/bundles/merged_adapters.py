@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dreambooth_ray.adapters.adapter import Adapter, LayerKey, read_adapter
 from dreambooth_ray.adapters.adapter_source import LocalAdapter
-from dreambooth_ray.adapters.layer_adapter import LayerAdapter, find_layer, sum_deltas
+from dreambooth_ray.adapters.layer_adapter import LayerAdapter, add_deltas_to_weight, find_layer
 from dreambooth_ray.adapters.layer_table import LayerTable
 from dreambooth_ray.adapters.low_rank import (
     CutProduct,
@@ -24,7 +24,7 @@ from dreambooth_ray.bundles.read_back import refuse_overflow
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, build_pipeline, load_components
 from dreambooth_ray.models.family import find_family
-from dreambooth_ray.sampling.adapter_folder import check_adapter_folder
+from dreambooth_ray.sampling.adapter_folder_checks import refuse_words_and_schedule
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.manifest import MANIFEST
 
@@ -44,7 +44,7 @@ def merge_into_model(
     for part_and_layer, adapter_uses in _collect_layer_uses(adapters, directory).items():
         weight = _find_weight(components.networks, part_and_layer)
         with torch.no_grad():
-            weight.copy_(sum_deltas(weight, adapter_uses))
+            weight.copy_(add_deltas_to_weight(weight, adapter_uses))
     dtype = torch.float16 if half else torch.float32
     for network in components.networks.values():
         refuse_overflow(network.state_dict(), dtype)
@@ -102,7 +102,7 @@ def _collect_layer_uses(adapters: Sequence[LocalAdapter], directory: Path) -> di
     uses_by_layer: dict[LayerKey, Uses] = {}
     for local_adapter in adapters:
         if local_adapter.path.is_dir():
-            check_adapter_folder(local_adapter.path)
+            refuse_words_and_schedule(local_adapter.path)
         for part_and_layer, layer_adapter in _read_local_adapter(
             local_adapter, layer_table
         ).layers.items():
@@ -127,7 +127,7 @@ def _load_networks(directory: Path, *, with_weights: bool) -> Mapping[str, nn.Mo
 
 def _build_empty_components(directory: Path) -> Components:
     with torch.device("meta"):
-        return find_family(directory).load_functions().build_empty(directory)
+        return find_family(directory).load_functions().build_empty_components(directory)
 
 
 def _find_weight(networks: Mapping[str, nn.Module], part_and_layer: LayerKey) -> Tensor:
@@ -142,7 +142,7 @@ def _sum_uses(weight: Tensor, adapter_uses: Uses, rank: int | None) -> CutProduc
         down, up = join_products(adapter_uses)
         return cut_product(down, up, rank or len(down))
     assert rank is not None
-    delta = sum_deltas(weight, adapter_uses) - weight.float()
+    delta = add_deltas_to_weight(weight, adapter_uses) - weight.float()
     return cut_matrix(delta.flatten(1), rank)
 
 

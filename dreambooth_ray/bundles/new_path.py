@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dreambooth_ray.data.photographs import is_in_photograph_folder
+from dreambooth_ray.data.photographs import is_folder_photograph_or_mask
 from dreambooth_ray.errors import StorageError
 
 
@@ -25,7 +25,7 @@ def explained_writing(out: Path, option: str = "--out") -> Iterator[None]:
         raise StorageError(f"{option}={str(out)!r} can't be written: {error}") from error
 
 
-def check_output_file(
+def check_file_is_writable(
     out: Path, option: str = "--out", photo_folders: Iterable[str | Path] = ()
 ) -> None:
     """Look whether a file can be written, in a folder that is made, before the work for it begins.
@@ -34,7 +34,7 @@ def check_output_file(
     raises: StorageError
     """
     for photo_folder in photo_folders:
-        if is_in_photograph_folder(photo_folder, out):
+        if is_folder_photograph_or_mask(photo_folder, out):
             raise StorageError(
                 f"{option}={str(out)!r} would be taken for a photograph of {str(photo_folder)!r}; "
                 "give a file in another folder"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.bundles import read_back
-from dreambooth_ray.models.tensor_files import TensorSource, read_tensor_sources, write_tensors
+from dreambooth_ray.models.tensor_files import TensorSource, open_tensor_sources, write_tensors
 
 
 class PreparedExport(NamedTuple):
@@ -19,7 +19,7 @@ class PreparedExport(NamedTuple):
     check: Callable[[Path], None]
 
 
-def save_weights(
+def write_single_weights_file(
     weights: Mapping[str, Tensor], dtype: torch.dtype, metadata: dict[str, str], out: Path
 ) -> None:
     """Write tensors by name into one file, in a dtype; raises ConfigError where it has no number"""
@@ -30,8 +30,8 @@ def save_weights(
 def write_tensor_sources(
     sources: Mapping[str, TensorSource], dtype: torch.dtype, metadata: dict[str, str], out: Path
 ) -> None:
-    """As `save_weights`, one tensor after the other."""
-    read_back.refuse_overflow(read_tensor_sources(sources), dtype)
+    """As `write_single_weights_file`, one tensor after the other."""
+    read_back.refuse_overflow(open_tensor_sources(sources), dtype)
     write_tensors(out, sources, {"format": "pt", **metadata})
     with out.open("rb") as written_file:
         os.fsync(written_file.fileno())  # it is renamed to where nobody makes it again

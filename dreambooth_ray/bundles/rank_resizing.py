@@ -18,7 +18,7 @@ from dreambooth_ray.adapters.file_keys import group_keys, shorten_key
 from dreambooth_ray.adapters.layer_adapter import LayerAdapter
 from dreambooth_ray.adapters.low_rank import CutProduct, cut_matrix, cut_product
 from dreambooth_ray.adapters.rank_cut_report import RankCutReport
-from dreambooth_ray.adapters.scales import LayerScales, check_finite
+from dreambooth_ray.adapters.scales import LayerScales, check_tensor_is_finite
 from dreambooth_ray.bundles.adapter_bundle import build_peft_settings
 from dreambooth_ray.bundles.new_path import explained_writing, new_path
 from dreambooth_ray.errors import CheckpointError, ConfigError
@@ -98,7 +98,8 @@ def _resize_file(path: Path, rank: int) -> _RankCutFile:
         stored_tensors = open_tensors(path)
         for layer, keys_by_role in group_keys(tensor_header).items():
             tensors_by_role = {
-                role: check_finite(key, stored_tensors[key]) for role, key in keys_by_role.items()
+                role: check_tensor_is_finite(key, stored_tensors[key])
+                for role, key in keys_by_role.items()
             }
             truncated_products[layer], layer_tensors = _resize_layer(
                 layer, keys_by_role, tensors_by_role, rank, scales

@@ -58,7 +58,7 @@ def check_exported_adapters(
     with _explained_reading(kind):
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
     for part, layers in learned.items():
-        read_layers = _read_adapters(getattr(pipeline, part))
+        read_layers = _read_network_deltas(getattr(pipeline, part))
         # Layers that a format has as parts of one of its own come back together.
         nonzero_layers = {name for name, layer in read_layers.items() if bool(layer.delta.any())}
         unread_layers = sorted(
@@ -78,7 +78,7 @@ def check_delta(
     layer: str, read: LayerDelta, learned: LayerDelta, *, dtype: torch.dtype, kind: str
 ) -> None:
     """raises: ConfigError if a layer is read otherwise than it was learnt, beyond rounding"""
-    relative_error = _compare_deltas(read, learned)
+    relative_error = _compute_delta_error(read, learned)
     if not relative_error <= _TOLERANCES[dtype]:
         raise ConfigError(_explain_delta_error(layer, relative_error, dtype, kind))
 
@@ -117,7 +117,7 @@ def multiply_factors(down: Tensor, up: Tensor, scale: float) -> Tensor:
     return scale * (up.detach().float().flatten(1) @ down.detach().float().flatten(1))
 
 
-def _read_adapters(network: nn.Module) -> dict[str, LayerDelta]:
+def _read_network_deltas(network: nn.Module) -> dict[str, LayerDelta]:
     """Every adapter of a network, by the names that layers have without the level text_model."""
     layer_deltas = {}
     for module_name, module in network.named_modules():
@@ -138,7 +138,7 @@ def _read_adapters(network: nn.Module) -> dict[str, LayerDelta]:
     return layer_deltas
 
 
-def _compare_deltas(read: LayerDelta, learned: LayerDelta) -> float:
+def _compute_delta_error(read: LayerDelta, learned: LayerDelta) -> float:
     """Relative error of the worse of the two; infinite where one is missing."""
     relative_error = _relative_error(read.delta, learned.delta)
     if learned.magnitude is None and read.magnitude is None:
@@ -168,7 +168,7 @@ def check_exported_folder(
         path,
         dtype=dtype,
         local_files_only=True,
-        **find_skipped_parts(path),
+        **find_parts_to_skip_loading(path),
     )
     loaded_pipeline = _compare_networks(load_exported, parts.networks, denoiser, dtype, "diffusers")
     for encoder in parts.family.text_encoders:
@@ -182,7 +182,7 @@ def check_exported_folder(
             )
 
 
-def find_skipped_parts(path: Path) -> dict[str, None]:
+def find_parts_to_skip_loading(path: Path) -> dict[str, None]:
     """Parts that diffusers is told not to read.
 
     What a directory says it does not have, as diffusers wants to be told of some; and processors,

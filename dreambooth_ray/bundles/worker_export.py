@@ -33,7 +33,7 @@ _TASK_RETRIES = 3
 LoadParts = Callable[[Path], "Components"]
 
 
-def export_in_worker(job: WorkerJob, checkpoint: "LastLocalCheckpoint | None") -> None:
+def try_export_local_checkpoint(job: WorkerJob, checkpoint: "LastLocalCheckpoint | None") -> None:
     """Make the bundle of a run that this process has trained to its end.
 
     Nothing where evaluations are still to choose. What fails here is tried again, and said, by

@@ -10,14 +10,14 @@ from PIL import Image
 
 from dreambooth_ray.captioning.chat_answers import NoAnswerError
 from dreambooth_ray.captioning.vision_client import VisionClient
-from dreambooth_ray.data.caption_answers import (
-    CaptionAnswer,
-    hash_caption,
-    read_answers,
-    write_answers,
-)
 from dreambooth_ray.data.caption_files import CaptionFolder
 from dreambooth_ray.data.caption_words import caption_has_word, insert_word_before_noun
+from dreambooth_ray.data.generated_caption_records import (
+    GeneratedCaptionRecord,
+    hash_caption,
+    read_generated_caption_records,
+    write_generated_caption_records,
+)
 from dreambooth_ray.data.photographs import find_photographs, read_photograph
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.storage.local_files import replace_file
@@ -79,7 +79,7 @@ def caption_folder(
     """
     photograph_paths, folder_captions = find_photographs(folder), CaptionFolder(folder)
     captioning_result, caption_paths = CaptioningResult(), {}
-    saved_answers = read_answers(folder)
+    saved_answers = read_generated_caption_records(folder)
     for path in photograph_paths:
         caption_path = _choose_caption_path(
             path, photograph_paths, folder_captions, order.overwrite
@@ -96,11 +96,11 @@ def caption_folder(
         caption = insert_required_words(client.describe(image, order.filled_prompt), order)
         with lock:
             _write_caption_file(caption_paths[path], caption, order.overwrite)
-            saved_answers[path.name] = CaptionAnswer(
+            saved_answers[path.name] = GeneratedCaptionRecord(
                 photograph_sha256, hash_caption(caption), client.api, client.model,
                 order.filled_prompt, order.side_px,
             )  # fmt: skip
-            write_answers(folder, saved_answers)
+            write_generated_caption_records(folder, saved_answers)
         return caption
 
     for path, caption_or_error in _work_in_threads(
@@ -133,7 +133,7 @@ def _choose_caption_path(
     path: Path, paths: list[Path], captions: CaptionFolder, overwrite: bool
 ) -> Path | None:
     """Where a photograph's caption is to be written; None where it has one that stays."""
-    caption_files = captions.find_caption_files(path)
+    caption_files = captions.find_photograph_caption_files(path)
     if not overwrite:
         if captions.find_caption(path) is not None:
             return None
@@ -175,7 +175,7 @@ def _work_in_threads(
     """What becomes of each, as it comes; any other error ends all that have not begun."""
     stop_event = threading.Event()
 
-    def attempt_work(path: Path) -> str | NoAnswerError | None:
+    def run_unless_stopped(path: Path) -> str | NoAnswerError | None:
         if stop_event.is_set():
             return None
         try:
@@ -188,7 +188,7 @@ def _work_in_threads(
 
     executor = ThreadPoolExecutor(num_threads, thread_name_prefix="caption")
     try:
-        futures = {executor.submit(attempt_work, path): path for path in paths}
+        futures = {executor.submit(run_unless_stopped, path): path for path in paths}
         for future in as_completed(futures):
             caption_or_error = future.result()
             if caption_or_error is not None:

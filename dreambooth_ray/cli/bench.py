@@ -161,10 +161,10 @@ def plan(
     from benchmarks.cluster_cost_plan import (
         Cluster,
         TrainingWorkload,
-        plan_training,
+        plan_gpus_per_subject,
         read_measured_step_s,
     )
-    from benchmarks.fleet_costs import plan_fleet, read_batch_gain
+    from benchmarks.fleet_costs import estimate_fleet_costs, read_batch_gain
 
     if subject_s is not None and not slots:
         raise ConfigError(f"--subject-s={subject_s:g} is of a fleet; give its --slots as well")
@@ -181,9 +181,9 @@ def plan(
         )
     workload = TrainingWorkload(subjects, steps, step_s, start_s, checkpoint_mb * 1e6, efficiency)
     planned_cluster = Cluster(gpus, link_gb_s * 1e9, mtbf_h * 3600, price_h)
-    plan_record = plan_training(workload, planned_cluster, seed)
+    plan_record = plan_gpus_per_subject(workload, planned_cluster, seed)
     if batch_gain is not None:
-        fleet_plan = plan_fleet(workload, planned_cluster, slots, batch_gain, subject_s)
+        fleet_plan = estimate_fleet_costs(workload, planned_cluster, slots, batch_gain, subject_s)
         plan_record["fleet"] = fleet_plan
     _print_and_write_json(plan_record, None)
 

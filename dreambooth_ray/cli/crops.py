@@ -21,18 +21,18 @@ def crops(
     """Draw what a training would see of its photographs, and in which shapes."""
     from collections import Counter
 
-    from dreambooth_ray.bundles.new_path import check_output_file, explained_writing
+    from dreambooth_ray.bundles.new_path import check_file_is_writable, explained_writing
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.data.crop_sheet import draw_crops
-    from dreambooth_ray.data.subject import check_masks, read_configured_photographs
+    from dreambooth_ray.data.subject import find_mask_warnings, read_photographs_for_subject_config
     from dreambooth_ray.sampling.image_grid import image_grid
 
     config = load_config(recipe, overrides or [])
-    check_output_file(out, photo_folders=[subject.photos for subject in config.all_subjects])
+    check_file_is_writable(out, photo_folders=[subject.photos for subject in config.all_subjects])
     photographs = []
     for subject in config.all_subjects:
-        subject_photographs = read_configured_photographs(config, subject)
-        for mask_warning in check_masks(config, subject_photographs):
+        subject_photographs = read_photographs_for_subject_config(config, subject)
+        for mask_warning in find_mask_warnings(config, subject_photographs):
             print(f"warning: subject.photos={subject.photos!r}: {mask_warning}", file=sys.stderr)
         photographs += subject_photographs
     crop_cells = draw_crops(photographs, is_squeezed=config.train.crop == "none")

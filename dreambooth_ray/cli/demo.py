@@ -51,15 +51,15 @@ def demo(
     from cluster.session import session
     from dreambooth_ray.display import TrainingDisplay
 
-    config, output_preservation_config = load_demo_configs(model, out, overrides or [])
+    config, output_preservation_config = load_demo_training_configs(model, out, overrides or [])
     training_display = TrainingDisplay()
     with session(config, meanwhile=_import_demo, imports_ahead=True):
-        from dreambooth_ray.demo_report import compare_models, train_demo, write_demo_report
+        from dreambooth_ray.demo_report import compare_models, train_demo, write_report_json
 
         demo_runs = train_demo(config, output_preservation_config, out, training_display)
     model_comparison = compare_models(demo_runs, out, training_display)
     model_comparison["wall_s"] = round(time.monotonic() - started_s, 1)
-    write_demo_report(model_comparison, out)
+    write_report_json(model_comparison, out)
     report_table = Table(
         "measure", "before", "after", "output preservation",
         title="What the model learnt, and what it kept",
@@ -76,7 +76,9 @@ def demo(
     print(f"look at {out / 'contact_sheet.png'}")
 
 
-def load_demo_configs(model: str, out: Path, overrides: list[str]) -> "tuple[Config, Config]":
+def load_demo_training_configs(
+    model: str, out: Path, overrides: list[str]
+) -> "tuple[Config, Config]":
     """Of the training with class images, and of the one with output preservation.
 
     overrides: of the first; the second shares what says where and what is trained, and is no longer

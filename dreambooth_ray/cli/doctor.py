@@ -11,7 +11,7 @@ from dreambooth_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from dreambooth_ray.data.quality.inspection import InspectionReport
-    from dreambooth_ray.evaluation.segmentation import MaskProposals
+    from dreambooth_ray.evaluation.segmentation import MaskProposer
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -35,7 +35,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Look for blur, bad light, noise, bars, tiny subjects, copies and strangers in photographs."""
-    from dreambooth_ray.bundles.new_path import check_output_file, explained_writing
+    from dreambooth_ray.bundles.new_path import check_file_is_writable, explained_writing
     from dreambooth_ray.data.photographs import find_photographs
 
     # Before what is large is imported.
@@ -43,7 +43,7 @@ def doctor(
     if write_masks and not segment:
         raise ConfigError("--write-masks needs a network that proposes masks: give --segment")
     if out:
-        check_output_file(out, photo_folders=[folder])
+        check_file_is_writable(out, photo_folders=[folder])
     from dreambooth_ray.data.quality.inspection import inspect_photographs
     from dreambooth_ray.evaluation.encoders import as_image_text_encoder, load_image_encoder
     from dreambooth_ray.evaluation.noun_classifier import make_noun_classifier
@@ -54,16 +54,16 @@ def doctor(
         make_noun_classifier(text_encoder, class_noun) if class_noun and text_encoder else None
     )
     embed_images = image_encoder.embed_images if image_encoder else None
-    mask_proposals = _load_mask_proposer(segment, class_noun, write_masks) if segment else None
+    mask_proposer = _make_mask_proposer(segment, class_noun, write_masks) if segment else None
     report = inspect_photographs(
         folder, resolution, identifier, class_noun, embed_images, classify_nouns,
-        propose_mask=mask_proposals.propose if mask_proposals else None,
+        propose_mask=mask_proposer.propose if mask_proposer else None,
     )  # fmt: skip
-    mask_outcomes = mask_proposals.outcomes if mask_proposals else {}
+    mask_outcomes = mask_proposer.outcomes if mask_proposer else {}
     if as_json:
         print(json.dumps(report.as_json() | {"proposed_masks": mask_outcomes}, indent=1))
     else:
-        _print_report(report, mask_outcomes)
+        _print_photograph_issues(report, mask_outcomes)
     if out:
         from dreambooth_ray.evaluation.quality_page import render_quality_page
 
@@ -73,13 +73,13 @@ def doctor(
             out.write_text(quality_page_html, encoding="utf-8", errors="backslashreplace")
 
 
-def _load_mask_proposer(uri: str, class_noun: str, write_masks: bool) -> "MaskProposals":
-    from dreambooth_ray.evaluation.segmentation import MaskProposals, Segmenter
+def _make_mask_proposer(uri: str, class_noun: str, write_masks: bool) -> "MaskProposer":
+    from dreambooth_ray.evaluation.segmentation import MaskProposer, Segmenter
 
-    return MaskProposals(Segmenter(uri, class_noun), writes=write_masks)
+    return MaskProposer(Segmenter(uri, class_noun), writes=write_masks)
 
 
-def _print_report(report: "InspectionReport", mask_outcomes: dict[str, str]) -> None:
+def _print_photograph_issues(report: "InspectionReport", mask_outcomes: dict[str, str]) -> None:
     photo_count_text = describe_count(len(report.photos), "photograph")
     print(f"{report.folder}: {photo_count_text}, {report.worst_severity}")
     for issue in report.issues:

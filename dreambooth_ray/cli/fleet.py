@@ -12,7 +12,7 @@ from dreambooth_ray.cli.preflight import CLUSTERS_FILE, Clusters
 from dreambooth_ray.errors import CapacityError
 
 if TYPE_CHECKING:
-    from cluster.fleet_jobs import FleetRunJobs
+    from cluster.fleet_jobs import RayFleetJobs
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -132,11 +132,11 @@ def stop(storage: Storage, cluster: Cluster, clusters: Clusters = CLUSTERS_FILE)
     print(f"{fleet_job.name} stopped")
 
 
-def _connect_to_fleets(cluster: str, clusters: Path) -> "FleetRunJobs":
+def _connect_to_fleets(cluster: str, clusters: Path) -> "RayFleetJobs":
     from cluster.cluster_registry import find_cluster
-    from cluster.fleet_jobs import FleetRunJobs
+    from cluster.fleet_jobs import RayFleetJobs
 
-    return FleetRunJobs(find_cluster(cluster, clusters))
+    return RayFleetJobs(find_cluster(cluster, clusters))
 
 
 @app.command(name="ls")
@@ -153,7 +153,7 @@ def list_subjects(
     from dreambooth_ray.queue.work_records import ended_mark_name
 
     fleet_store = FleetStore(storage)
-    fleet_store.refuse_empty()
+    fleet_store.refuse_empty_storage()
     page_cursors: list[str] = []
     if state == "ended":
         for subject_group, ended_work_record in fleet_store.list_ended(after, limit):

@@ -48,7 +48,7 @@ def collect_garbage(
     """
     from dreambooth_ray.queue.queue_garbage import (
         EndedGarbage,
-        find_queue_garbage,
+        find_ended_garbage,
         remove_ended_garbage,
     )
     from dreambooth_ray.storage.garbage import Garbage, find_garbage, remove_garbage
@@ -60,7 +60,7 @@ def collect_garbage(
     cutoff_s = now_s - parse_age(older_than)
     all_garbage = [
         *find_garbage(store, cutoff_s, now_s, lambda message: print(f"note\t{message}")),
-        *find_queue_garbage(store, cutoff_s, now_s),
+        *find_ended_garbage(store, cutoff_s, now_s),
         *find_image_job_garbage(store, cutoff_s, now_s),
         *find_expired_image_files(store, cutoff_s, now_s),
     ]

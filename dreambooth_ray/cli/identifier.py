@@ -34,14 +34,14 @@ def identifier(
     params: SamplingParams,
 ) -> None:
     """Rank rare words by how little the model makes of them; the best comes first."""
-    from dreambooth_ray.bundles.new_path import check_output_file
+    from dreambooth_ray.bundles.new_path import check_file_is_writable
     from dreambooth_ray.models.model_directory import model_directory
 
     if not class_noun.strip():
         raise ConfigError("--class-noun is empty; say what the subject is, such as dog or shoe")
     _check_clip_text_encoder(model)
     if out:
-        check_output_file(out)
+        check_file_is_writable(out)
     from dreambooth_ray.display import ProgressStage
     from dreambooth_ray.evaluation import identifier_ranking as finder
     from dreambooth_ray.evaluation.encoders import load_image_encoder

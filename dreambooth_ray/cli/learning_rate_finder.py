@@ -10,7 +10,7 @@ import typer
 from dreambooth_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dreambooth_ray.training.rate_ramp import RateCurve
+    from dreambooth_ray.training.learning_rate_range_test import RateCurve
 
 # ruff: noqa: PLC0415  imports inside verbs keep --help quick
 
@@ -30,23 +30,26 @@ def lr(
         raise ConfigError(
             f"--lowest={lowest:g} --highest={highest:g}: give two rates above 0, the lower first"
         )
-    from dreambooth_ray.bundles.new_path import check_output_file, explained_writing
-    from dreambooth_ray.config.learning_rates import check_lr_range_test
+    from dreambooth_ray.bundles.new_path import check_file_is_writable, explained_writing
+    from dreambooth_ray.config.learning_rate_rules import refuse_prodigy_range_test
     from dreambooth_ray.config.load import load_config
     from dreambooth_ray.imports import pause_garbage_collection
 
     config = load_config(recipe, overrides or [])
-    check_lr_range_test(config)
+    refuse_prodigy_range_test(config)
     if plot:
         import matplotlib  # noqa: F401  now, not after minutes: it comes with an extra
 
-        check_output_file(plot, "--plot", [subject.photos for subject in config.all_subjects])
+        check_file_is_writable(plot, "--plot", [subject.photos for subject in config.all_subjects])
     with pause_garbage_collection():
         from dreambooth_ray.display import TrainingDisplay
         from dreambooth_ray.preparation import prepare_run
-        from dreambooth_ray.training.rate_ramp import RateRamp, draw_curve
+        from dreambooth_ray.training.learning_rate_range_test import (
+            LearningRateRangeTest,
+            draw_curve,
+        )
     prepared_run = prepare_run(config, TrainingDisplay())
-    ramp_trainer = RateRamp(prepared_run.config, prepared_run.directory, device)
+    ramp_trainer = LearningRateRangeTest(prepared_run.config, prepared_run.directory, device)
     loss_by_rate = ramp_trainer.run((lowest, highest), steps)
     if plot:
         with explained_writing(plot, "--plot"):

@@ -87,7 +87,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an e
 
 
 @app.callback()
-def _read_global_options(debug: Debug = False) -> None:
+def _declare_debug_option(debug: Debug = False) -> None:
     """Options of every verb; --debug is read where errors are shown."""
 
 

@@ -38,11 +38,11 @@ def preflight(
 
 def fit_memory(config: "Config", entry: "ClusterEntry | None") -> "Config":
     """With memory.fit, the configuration that fits a cluster's GPUs; says what it changes."""
-    from cluster.preflight_checks import fit_to_cluster
+    from cluster.preflight_checks import fit_to_gpu_memory
 
     if entry is None:
         return config
-    return fit_to_cluster(config, entry, lambda line: print(line, file=sys.stderr))
+    return fit_to_gpu_memory(config, entry, lambda line: print(line, file=sys.stderr))
 
 
 def refuse_fatal_findings(

@@ -100,7 +100,7 @@ def watch(
     """Show a run's progress until it ends; exit code 1 if it fails. Stop watching at will."""
     from cluster.progress import watch_run
 
-    job_client, price_an_hour = _open_job_client(cluster, clusters, namespace, k8s=k8s)
+    job_client, price_an_hour = _open_runs_with_price(cluster, clusters, namespace, k8s=k8s)
     run_outcome = watch_run(
         job_client, job_client.get(run), price_an_hour, lambda line: print(line, flush=True)
     )
@@ -117,7 +117,7 @@ def logs(
     clusters: Clusters = CLUSTERS_FILE,
 ) -> None:
     """Print what a run's newest job has printed."""
-    job_client, _ = _open_job_client(cluster, clusters, namespace, k8s=k8s)
+    job_client, _ = _open_runs_with_price(cluster, clusters, namespace, k8s=k8s)
     print(job_client.logs(job_client.get(run)), end="")
 
 
@@ -130,7 +130,7 @@ def stop(
     clusters: Clusters = CLUSTERS_FILE,
 ) -> None:
     """Let a run checkpoint and end; `dreambooth submit` or `resume` with its cluster goes on."""
-    job_client, _ = _open_job_client(cluster, clusters, namespace, k8s=k8s)
+    job_client, _ = _open_runs_with_price(cluster, clusters, namespace, k8s=k8s)
     job = job_client.get(run)
     if not job_client.is_active(job):
         print(f"{run} does not run: {job_client.state(job)}")
@@ -199,7 +199,7 @@ def ls(
         }
         job_states_by_run = dict.fromkeys(run_uris.values(), "unfinished")
     else:
-        run_jobs = _open_job_client(cluster, clusters, namespace, k8s=k8s)[0].runs()
+        run_jobs = _open_runs_with_price(cluster, clusters, namespace, k8s=k8s)[0].runs()
         run_uris = {job.run_id: job.run_uri for job in run_jobs}
         job_states_by_run = {job.run_uri: job.state for job in run_jobs}
     run_ids, has_more = select_run_page(run_uris, filter, after, limit)
@@ -214,11 +214,11 @@ def ls(
 
 def resume_on(run: str, cluster: str, clusters: Path, namespace: str, *, k8s: bool) -> str:
     """Take a run up again on a cluster; returns its run id."""
-    job_client, _ = _open_job_client(cluster, clusters, namespace, k8s=k8s)
+    job_client, _ = _open_runs_with_price(cluster, clusters, namespace, k8s=k8s)
     return job_client.resume(run).run_id
 
 
-def _open_job_client(
+def _open_runs_with_price(
     cluster: str, clusters: Path, namespace: str, *, k8s: bool
 ) -> "tuple[RayJobs | KubernetesRuns, float | None]":
     """The runs of a cluster, or of pods; and what an hour of it costs, where that is known."""

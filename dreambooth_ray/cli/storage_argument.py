@@ -28,7 +28,7 @@ def read_storage(arguments: list[str] | None) -> "StorageConfig":
         SUBJECT_OF_NO_MATTER,
         list_recipe_names,
         load_config,
-        load_storage,
+        parse_storage_overrides,
     )
 
     storage_or_recipe_arguments = [
@@ -45,7 +45,7 @@ def read_storage(arguments: list[str] | None) -> "StorageConfig":
         or f"{storage_or_recipe}.yaml" in list_recipe_names()
     ):
         return load_config(storage_or_recipe, [*SUBJECT_OF_NO_MATTER, *overrides]).storage
-    return load_storage(
+    return parse_storage_overrides(
         ([f"storage.uri={storage_or_recipe}"] if storage_or_recipe else []) + overrides
     )
 

@@ -105,11 +105,11 @@ def pretrain_flow(
     started_s = time.monotonic()
     import torch
 
-    from dreambooth_ray.toyworld.pretrain_flow import FlowPretrain
+    from dreambooth_ray.toyworld.pretrain_flow import FlowPretrainSettings
     from dreambooth_ray.toyworld.pretrain_flow import pretrain_flow as run_pretrain_flow
 
     chosen_device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    flow_run = FlowPretrain(
+    flow_run = FlowPretrainSettings(
         work=work,
         weights=weights,
         snapshots=snapshots or work / "snapshots",

@@ -17,7 +17,7 @@ def set_component_source(part: Any, name: str) -> None:
 
 
 @contextmanager
-def checkpointed_with_mask(transformer: Any, mask: Any) -> Iterator[None]:
+def passing_mask_to_checkpointed_blocks(transformer: Any, mask: Any) -> Iterator[None]:
     """While it lasts, checkpointed blocks of a ChromaTransformer2DModel all get the mask.
 
     diffusers leaves it out for those with one stream, which then see padding. mask: or None

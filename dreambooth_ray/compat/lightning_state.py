@@ -18,7 +18,7 @@ def set_batch_progress(checkpoint: dict[str, Any], num_batches: int) -> None:
         )
 
 
-def read_loop_states(trainer: Any) -> dict[str, Any]:
+def read_trainer_loop_states(trainer: Any) -> dict[str, Any]:
     """The loops of a trainer that has done nothing yet, as a checkpoint has them."""
     return {name: getattr(trainer, name).state_dict() for name in _LOOPS}
 
@@ -33,7 +33,7 @@ def build_lightning_checkpoint(
     """What Lightning would save at the end of a batch of its first epoch, less the weights: of a
     training of `num_steps` optimizer steps of one batch each.
 
-    loops: of `read_loop_states`; optimizer, scheduler: their states; version: of Lightning
+    loops: of `read_trainer_loop_states`; optimizer, scheduler: their states; version: of Lightning
     """
     loops = copy.deepcopy(loops)
     fit_loop_state = loops["fit_loop"]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def default_environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+def setting_default_environment_variables(values: Mapping[str, str]) -> Iterator[None]:
     """Inside, these are set for this process and those that it starts; the user's own go first."""
     added_variables = {
         variable_name: value

@@ -36,12 +36,12 @@ class RestartDecider(Protocol):
         """Write down a restart that somebody else decided on."""
 
 
-def worker_failures(error: TrainingFailedError) -> list[BaseException]:
+def list_worker_errors(error: TrainingFailedError) -> list[BaseException]:
     """What each worker that failed raised; empty where it was not workers that failed."""
     return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
 
 
-class SelectiveRestartPolicy(FailurePolicy):  # type: ignore[misc]
+class RecoverableFailurePolicy(FailurePolicy):  # type: ignore[misc]
     """Restarts what can go better, by the run's own record.
 
     Where no worker has failed, but there is no room for one or a host is being taken away, Ray
@@ -54,7 +54,7 @@ class SelectiveRestartPolicy(FailurePolicy):  # type: ignore[misc]
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE."""
-        worker_errors = worker_failures(training_failed_error)
+        worker_errors = list_worker_errors(training_failed_error)
         is_controller_error = isinstance(training_failed_error, ControllerError)
         if is_controller_error and isinstance(
             training_failed_error.controller_failure, WorkerGroupStartupFailedError

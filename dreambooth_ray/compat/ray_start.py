@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from dreambooth_ray.compat.ray_environment import default_environment_variables
+from dreambooth_ray.compat.ray_environment import setting_default_environment_variables
 
 _REGISTERED_TIMEOUT_S, _POLL_S = 30.0, 0.01
 # The raylet connects to its object store, in a thread beside it. Where that listens a moment too
@@ -64,13 +64,15 @@ def only_needed_processes(
             patch_stack.enter_context(
                 mock.patch.object(patched_object, attribute_name, replacement_function)
             )
-        patch_stack.enter_context(default_environment_variables(_CONNECT_AGAIN))
+        patch_stack.enter_context(setting_default_environment_variables(_CONNECT_AGAIN))
         if waiting is not None:
             start_process = _make_start_process(services.start_ray_process, waiting.count)
             patch_stack.enter_context(
                 mock.patch.object(services, "start_ray_process", start_process)
             )
-            patch_stack.enter_context(default_environment_variables({_PRELOADS: waiting.module}))
+            patch_stack.enter_context(
+                setting_default_environment_variables({_PRELOADS: waiting.module})
+            )
         yield
 
 

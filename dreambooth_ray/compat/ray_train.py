@@ -31,11 +31,11 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 
-from dreambooth_ray.compat.ray_environment import default_environment_variables
+from dreambooth_ray.compat.ray_environment import setting_default_environment_variables
 from dreambooth_ray.compat.ray_policies import (
     NoAutoscalerPolicy,
+    RecoverableFailurePolicy,
     RestartDecider,
-    SelectiveRestartPolicy,
 )
 
 # How long an ended run's thread is waited for: it may be inside a call of Ray.
@@ -83,7 +83,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         ]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        settings["failure_policy"] = SelectiveRestartPolicy(
+        settings["failure_policy"] = RecoverableFailurePolicy(
             settings["failure_policy"], self._restarts
         )
         if self._is_local and type(settings["scaling_policy"]) is FixedScalingPolicy:
@@ -237,7 +237,7 @@ def _quiet_logs() -> Iterator[None]:
 def _prepare_controller_process(is_local: bool) -> Iterator[None]:
     """What a controller needs of the process that it runs in."""
     with (
-        default_environment_variables(_SETTINGS | (_LOCAL_SETTINGS if is_local else {})),
+        setting_default_environment_variables(_SETTINGS | (_LOCAL_SETTINGS if is_local else {})),
         _quiet_logs(),
         _patched_synchronization_actor() if is_local else nullcontext(),
     ):

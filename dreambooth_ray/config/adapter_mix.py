@@ -22,7 +22,7 @@ class AdapterUse:
 AdapterMix = tuple[AdapterUse, ...]
 
 
-def check_mix(mix: Sequence[AdapterUse]) -> None:
+def check_mix_limits(mix: Sequence[AdapterUse]) -> None:
     """raises: ConfigError for too many, a weight beyond its bounds, or one that is named twice"""
     if len(mix) > MAX_ADAPTERS:
         raise ConfigError(f"adapters has {len(mix)} entries; at most {MAX_ADAPTERS} are taken")

@@ -44,14 +44,15 @@ _IS_SET = "DREAMBOOTH_WORKER_ENVIRONMENT"
 def worker_environment() -> dict[str, dict[str, str]]:
     """Runtime environment of a Ray actor that computes: one thread, and its allocator.
 
-    Empty where a local Ray was started inside `ray_process_environment`: an actor without a runtime
-    environment takes a process that waits already, one with it a new one, half a second later.
+    Empty where a local Ray was started inside `setting_ray_process_environment`: an actor without a
+    runtime environment takes a process that waits already, one with it a new one, half a second
+    later.
     """
     return {} if _IS_SET in os.environ else {"env_vars": {**ALLOCATOR, "OMP_NUM_THREADS": "1"}}
 
 
 @contextmanager
-def ray_process_environment() -> Iterator[None]:
+def setting_ray_process_environment() -> Iterator[None]:
     """Inside, a Ray that this process starts gives all its processes the workers' environment."""
     worker_variables = {**ALLOCATOR, "OMP_NUM_THREADS": "1", _IS_SET: "1"}
     previous_values = {

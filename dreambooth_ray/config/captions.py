@@ -44,7 +44,7 @@ class CaptionsConfig(Section):
         """Whether tags change their order, or are left out."""
         return self.shuffle or self.tag_dropout > 0
 
-    def check_identifiers(self, identifiers: Iterable[str]) -> None:
+    def refuse_separator_in_identifiers(self, identifiers: Iterable[str]) -> None:
         """raises: ValueError where one would be parted into several tags"""
         for identifier in identifiers if self.varies_tags else ():
             if self.separator in identifier:
@@ -66,7 +66,7 @@ class CaptionsConfig(Section):
         return templates
 
     @model_validator(mode="after")
-    def _every_template_is_used(self) -> "CaptionsConfig":
+    def _variants_cover_all_templates(self) -> "CaptionsConfig":
         if self.varies_tags and self.variants < len(self.templates):
             raise ValueError(
                 f"captions.variants={self.variants} is below the {len(self.templates)} "

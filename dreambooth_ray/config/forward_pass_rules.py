@@ -18,4 +18,4 @@ def can_be_graphed(config: Config) -> bool:
 
 def needs_base_output(config: Config) -> bool:
     """Whether steps ask for the base model's output beside the trained one's."""
-    return config.prior.keeps_output or config.train.keeps_background
+    return config.prior.keeps_output or config.train.has_background_output_preservation

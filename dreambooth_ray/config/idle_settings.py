@@ -7,7 +7,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.section import Section
 
 
-class _IdleRule(NamedTuple):
+class _IdleSettingRule(NamedTuple):
     """keys of a section that only matter where another setting is otherwise
 
     section: finds it; prefix: its name; needs: what they need, to be told
@@ -23,35 +23,35 @@ class _IdleRule(NamedTuple):
 # A run is stored with its model's own, whatever its method.
 _FILLED_IN = {"target_modules", "text_target_modules"}
 _RULES = (
-    _IdleRule(
+    _IdleSettingRule(
         "train.lora", (), lambda c: c.train.lora, lambda c: c.train.method != "lora",
         "train.method=lora",
     ),
-    _IdleRule(
+    _IdleSettingRule(
         "train.deepspeed", (), lambda c: c.train.deepspeed,
         lambda c: c.train.strategy != "deepspeed", "train.strategy=deepspeed",
     ),
-    _IdleRule(
+    _IdleSettingRule(
         "train", ("bucket_step_px", "bucket_max_aspect"), lambda c: c.train,
         lambda c: not c.train.buckets, "train.buckets=true",
     ),
-    _IdleRule(
+    _IdleSettingRule(
         "prior", ("output_weight", "captions"), lambda c: c.prior,
         lambda c: not c.prior.keeps_output, "prior.kind=output or both",
     ),
-    _IdleRule(
+    _IdleSettingRule(
         "identifier", ("lr",), lambda c: c.identifier, lambda c: c.identifier.kind != "learned",
         "identifier.kind=learned",
     ),
-    _IdleRule(
+    _IdleSettingRule(
         "validation", ("held_out", "timesteps", "min_delta"), lambda c: c.validation,
         lambda c: not c.validation.every, "validation.every above 0",
     ),
-    _IdleRule(
+    _IdleSettingRule(
         "choice", ("drift", "max_drift", "max_evaluations", "min_gain"), lambda c: c.choice,
         lambda c: c.choice.rule == "last", "choice.rule=best",
     ),
-    _IdleRule(
+    _IdleSettingRule(
         "checkpoint", ("best",), lambda c: c.checkpoint,
         lambda c: (c.checkpoint.best or "").startswith("val_") and not c.validation.every,
         "validation.every above 0",

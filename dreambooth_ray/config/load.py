@@ -84,7 +84,7 @@ def override_config(config: Config, overrides: list[str]) -> Config:
     return overridden_config.model_copy(update={"storage": storage_config})
 
 
-def parse_storage_options(overrides: list[str]) -> dict[str, Any]:
+def parse_storage_option_overrides(overrides: list[str]) -> dict[str, Any]:
     """storage.options alone, from `storage.options.name=value` overrides."""
     override_tree: dict[str, Any] = {}
     for override in overrides:
@@ -99,7 +99,7 @@ def parse_storage_options(overrides: list[str]) -> dict[str, Any]:
 SUBJECT_OF_NO_MATTER = ("subject.photos=.", "subject.class_noun=any")
 
 
-def load_storage(overrides: list[str]) -> StorageConfig:
+def parse_storage_overrides(overrides: list[str]) -> StorageConfig:
     """The storage section alone, from `storage.key=value` overrides.
 
     raises: ConfigError naming the key at fault
@@ -148,7 +148,7 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel]
     key, equals, value_text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key.path=value")
-    key_path, annotation = _resolve_key_path(schema, key)
+    key_path, annotation = _split_key_by_schema(schema, key)
     section_values = tree
     for section_name in key_path[:-1]:
         subsection_values = section_values.setdefault(section_name, {})
@@ -161,7 +161,7 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel]
         raise ConfigError(f"{key}={value_text!r}: {error}") from error
 
 
-def _resolve_key_path(schema: type[BaseModel], key: str) -> tuple[list[str], Any]:
+def _split_key_by_schema(schema: type[BaseModel], key: str) -> tuple[list[str], Any]:
     """The names on a key's way, and its type; a name that users choose may hold dots.
 
     Of a key that is not known, the type is anything: it is refused later, with what it is like.

@@ -74,7 +74,7 @@ class PriorConfig(SamplingParams):
 
     @field_validator("captions", mode="before")
     @classmethod
-    def _a_word_or_a_list(cls, captions: Any) -> Any:
+    def _check_captions_choice(cls, captions: Any) -> Any:
         if isinstance(captions, str) and captions not in ("stripped", "class"):
             raise ValueError(
                 "take stripped, class, or a list: prior.captions='[\"a {class_noun}\"]'"
@@ -82,7 +82,7 @@ class PriorConfig(SamplingParams):
         return captions
 
     @model_validator(mode="after")
-    def _check_preservation_sources(self) -> "PriorConfig":
+    def _check_kind_supports_settings(self) -> "PriorConfig":
         if self.kind == "both" and not self.count:
             raise ValueError(
                 "prior.kind=both keeps class images too, and prior.count=0 makes none; take "

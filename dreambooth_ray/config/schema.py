@@ -71,7 +71,7 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _set_first_subject(cls, values: Any) -> Any:
+    def _set_subject_from_subjects(cls, values: Any) -> Any:
         match values:
             case {"subjects": [first, *_]} if not values.get("subject"):
                 return {**values, "subject": first}
@@ -91,7 +91,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _tags_hold_identifiers_whole(self) -> "Config":
-        self.captions.check_identifiers(self.word(subject) for subject in self.all_subjects)
+        self.captions.refuse_separator_in_identifiers(
+            self.word(subject) for subject in self.all_subjects
+        )
         return self
 
     @model_validator(mode="after")
@@ -120,15 +122,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _derive_steps_from_images(self) -> "Config":
+    def _convert_train_images_to_steps(self) -> "Config":
         train = self.train
         if train.images is None:
             return self
-        steps = -(-train.images // self.images_a_step)
+        steps = -(-train.images // self.total_images_per_step)
         if "steps" in train.model_fields_set and train.steps != steps:
             raise ValueError(
-                f"train.images={train.images} is {steps} steps of {self.images_a_step} images, "
-                f"and train.steps={train.steps} says otherwise; give one of the two"
+                f"train.images={train.images} is {steps} steps of {self.total_images_per_step} "
+                f"images, and train.steps={train.steps} says otherwise; give one of the two"
             )
         return self.model_copy(update={"train": train.model_copy(update={"steps": steps})})
 
@@ -230,13 +232,13 @@ class Config(Section):
         )
 
     @property
-    def num_ray_processes(self) -> int:
+    def num_workers_and_actors(self) -> int:
         """Training workers, prior actors and, where checkpoints are evaluated, one for that."""
         num_evaluators = 1 if self.choice.rule == "best" else 0
         return self.cluster.span.max + self.prior.span.max + num_evaluators
 
     @property
-    def images_a_step(self) -> int:
+    def total_images_per_step(self) -> int:
         """Photographs and class images that one optimizer step sees, over all workers."""
         return self.train.batch_size * (2 if self.prior.num_images else 1)
 

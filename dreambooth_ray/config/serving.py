@@ -140,7 +140,7 @@ class ProvenanceConfig(Section):
     private_key: PathText | None = Field(None, description="its key")
 
     @model_validator(mode="after")
-    def _both_files_or_none(self) -> "ProvenanceConfig":
+    def _check_provenance_certificate_and_key(self) -> "ProvenanceConfig":
         if (self.certificate is None) != (self.private_key is None):
             raise ValueError("provenance.certificate and provenance.private_key go together")
         return self

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from dreambooth_ray.config.adapters import LoraConfig
-from dreambooth_ray.config.learning_rates import default_rate
+from dreambooth_ray.config.learning_rate_rules import default_rate
 from dreambooth_ray.config.optimizers import (
     OptimizerName,
     find_optimizer_obstacle,

@@ -63,7 +63,7 @@ class TrainingImagesConfig(Section):
         return not self.buckets and len(self.sides_px) == 1
 
     @property
-    def keeps_background(self) -> bool:
+    def has_background_output_preservation(self) -> bool:
         """Whether the base model's output is kept outside the masks."""
         return self.mask_background_target == "output"
 
@@ -82,7 +82,7 @@ class TrainingImagesConfig(Section):
 
     @model_validator(mode="after")
     def _the_background_has_a_weight(self) -> "TrainingImagesConfig":
-        if self.keeps_background and not self.mask_background:
+        if self.has_background_output_preservation and not self.mask_background:
             background_weight_text = "null" if self.mask_background is None else "0"
             raise ValueError(
                 "train.mask_background_target=output is for what is outside of masks, and "

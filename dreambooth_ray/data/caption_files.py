@@ -3,7 +3,7 @@
 import unicodedata
 from pathlib import Path
 
-from dreambooth_ray.data.caption_rows import FOLDER_CAPTIONS, CaptionRow, read_caption_rows
+from dreambooth_ray.data.caption_jsonl_rows import FOLDER_CAPTIONS, CaptionRow, read_caption_jsonl
 from dreambooth_ray.data.caption_text import Caption, read_caption
 from dreambooth_ray.data.photographs import list_files
 from dreambooth_ray.errors import DataError
@@ -23,7 +23,7 @@ class CaptionFolder:
         self.tables = [path for path in files if path.name.lower() in FOLDER_CAPTIONS]
         self._rows: dict[str, list[CaptionRow]] | None = None
 
-    def find_caption_files(self, photograph: Path) -> list[Path]:
+    def find_photograph_caption_files(self, photograph: Path) -> list[Path]:
         """The caption files of a photograph alone.
 
         `photo.txt` or `photo.caption` for `photo.jpg`, also `photo.jpg.txt`; letters' case and how
@@ -40,7 +40,8 @@ class CaptionFolder:
         raises: DataError where it is no text, or where two captions say different things
         """
         captions_with_source = [
-            (path.name, read_caption(path)) for path in self.find_caption_files(photograph)
+            (path.name, read_caption(path))
+            for path in self.find_photograph_caption_files(photograph)
         ]
         captions_with_source += [
             (f"{row.caption.path.name} line {row.line}", row.caption)
@@ -81,7 +82,7 @@ class CaptionFolder:
         if self._rows is None:
             rows_by_name: dict[str, list[CaptionRow]] = {}
             for path in self.tables:
-                for row in read_caption_rows(path):
+                for row in read_caption_jsonl(path):
                     rows_by_name.setdefault(_fold(row.name), []).append(row)
             self._rows = rows_by_name
         name_and_stem = list(dict.fromkeys((photograph.name, photograph.stem)))

@@ -32,14 +32,14 @@ def list_caption_variants(
         base_captions, caption_templates = config.instance_prompts(subject), [CAPTION]
     if not config.captions.varies_tags:
         return tuple(
-            _fill_caption_template(t, caption)
+            _insert_caption_in_template(t, caption)
             for caption in base_captions
             for t in caption_templates
         )
     identifier_word = config.word(subject)
     variants = [
         # Templates take turns, so that each has its share.
-        _fill_caption_template(
+        _insert_caption_in_template(
             caption_templates[index % len(caption_templates)],
             vary_tags(config.captions, config.seed, caption, identifier_word, index),
         )
@@ -114,7 +114,7 @@ def _find_idle_setting(
         text for own in own_captions for text in ([own] if own else instance_prompts)
     }
     if not variation_settings.varies_tags or any(
-        _varies(config, subject, text) for text in distinct_captions
+        _can_caption_vary(config, subject, text) for text in distinct_captions
     ):
         return None
     idle_keys = ["captions.shuffle"] * variation_settings.shuffle
@@ -126,7 +126,7 @@ def _find_idle_setting(
     )
 
 
-def _varies(config: Config, subject: SubjectConfig, caption: str) -> bool:
+def _can_caption_vary(config: Config, subject: SubjectConfig, caption: str) -> bool:
     """Whether a variant is another than the caption as it is."""
     variation_settings, identifier_word = config.captions, config.word(subject)
     settings_without_variation = variation_settings.model_copy(
@@ -140,7 +140,7 @@ def _varies(config: Config, subject: SubjectConfig, caption: str) -> bool:
     return len(set(variant_texts)) > 1
 
 
-def _fill_caption_template(template: str, caption: str) -> str:
+def _insert_caption_in_template(template: str, caption: str) -> str:
     if template == CAPTION:
         return caption
     filled_template = template.replace(CAPTION, caption)

@@ -111,7 +111,7 @@ def _split_rows_by_shape(shapes: Sequence[Any], rows: list[int]) -> list[list[in
     return [list(group) for _, group in groupby(rows, key=lambda row: shapes[row])]
 
 
-class ImageShapeOccurrences:
+class ShapeOccurrenceCounter:
     """How often the shape of each position has come before: a pure function of the position."""
 
     def __init__(self, find_shape: Callable[[int], Hashable], total: int) -> None:
@@ -124,6 +124,6 @@ class ImageShapeOccurrences:
             self._turns.append(shape_counts[shape])
             shape_counts[shape] += 1
 
-    def count_earlier(self, position: int) -> int:
+    def count_earlier_same_shape(self, position: int) -> int:
         """Positions before this one that have its shape."""
         return self._turns[position]

@@ -33,7 +33,7 @@ class ImageShape(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
-class ImageCut(NamedTuple):
+class CroppedImage(NamedTuple):
     """An image of one shape, left and top of where it was cut out, after resizing, and its mask."""
 
     image: Image.Image
@@ -82,11 +82,13 @@ class ShapeRule:
     train: TrainingImagesConfig
 
     @classmethod
-    def of_square(cls, side_px: int) -> "ShapeRule":
+    def make_square_rule(cls, side_px: int) -> "ShapeRule":
         """The middle square of a photograph."""
         return cls(TrainingImagesConfig(resolution=side_px))
 
-    def choose_shapes(self, size_px: tuple[int, int], name: str) -> tuple[ImageShape, ...]:
+    def choose_shape_per_resolution(
+        self, size_px: tuple[int, int], name: str
+    ) -> tuple[ImageShape, ...]:
         """The shape of a photograph at each resolution, the smallest first.
 
         size_px: its width and height; name: for an error
@@ -139,11 +141,11 @@ class ShapeRule:
 
     def cut(
         self, image: Image.Image, shape: ImageShape, mask: Image.Image | None = None
-    ) -> ImageCut:
+    ) -> CroppedImage:
         """What is seen of a photograph in a shape. mask: as large as the photograph"""
         if self.train.crop == "none":
             seen_mask = mask.resize(shape, Image.Resampling.BOX) if mask else None
-            return ImageCut(image.resize(shape, Image.Resampling.LANCZOS), 0, 0, seen_mask)
+            return CroppedImage(image.resize(shape, Image.Resampling.LANCZOS), 0, 0, seen_mask)
         center_x, center_y = crop_position = self._find_crop_position(image, shape, mask)
         seen_mask = (
             ImageOps.fit(mask, shape, Image.Resampling.BOX, centering=crop_position)
@@ -156,7 +158,7 @@ class ShapeRule:
         resize_scale = max(shape.width / image.width, shape.height / image.height)
         left_px = round((resize_scale * image.width - shape.width) * center_x)
         top_px = round((resize_scale * image.height - shape.height) * center_y)
-        return ImageCut(cropped_image, left_px, top_px, seen_mask)
+        return CroppedImage(cropped_image, left_px, top_px, seen_mask)
 
     def _find_crop_position(
         self, image: Image.Image, shape: ImageShape, mask: Image.Image | None

@@ -57,11 +57,11 @@ def read_mask(photograph: Path, size_px: tuple[int, int]) -> Image.Image | None:
             f"{mask_name} is {mask.width}x{mask.height} px, and its photograph is "
             f"{size_px[0]}x{size_px[1]} px; make both the same size"
         )
-    check_mask(mask, mask_name)
+    refuse_empty_or_inverted_mask(mask, mask_name)
     return mask
 
 
-def check_mask(mask: Image.Image, name: str) -> None:
+def refuse_empty_or_inverted_mask(mask: Image.Image, name: str) -> None:
     """raises: DataError for a mask without subject, or one that shows what is around it"""
     subject_pixels = np.asarray(mask) >= _IS_SUBJECT
     if not subject_pixels.any():

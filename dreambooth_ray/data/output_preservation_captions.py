@@ -21,7 +21,7 @@ def list_preservation_captions(
     if captions_setting != "stripped":
         templates = config.class_templates if captions_setting == "class" else captions_setting
         setting_key = "prior.prompt" if captions_setting == "class" else "prior.captions"
-        return _fill_without_words(config, subject, templates, setting_key)
+        return _fill_templates_refusing_identifiers(config, subject, templates, setting_key)
     identifier_word = config.word(subject)
     if not caption_has_word(caption, identifier_word):
         raise DataError(
@@ -35,10 +35,12 @@ def list_preservation_captions(
         caption = remove_word(caption, config.word(other_subject))
     if re.search(r"\w", caption):
         return (caption,)
-    return _fill_without_words(config, subject, config.class_templates, "prior.prompt")
+    return _fill_templates_refusing_identifiers(
+        config, subject, config.class_templates, "prior.prompt"
+    )
 
 
-def _fill_without_words(
+def _fill_templates_refusing_identifiers(
     config: Config, subject: SubjectConfig, templates: tuple[str, ...], setting_key: str
 ) -> tuple[str, ...]:
     filled_templates = tuple(config.fill(template, subject) for template in templates)

@@ -120,7 +120,7 @@ def find_photographs(folder: Path, max_count: int = 100, key: str = "subject.pho
     return photograph_paths
 
 
-def is_in_photograph_folder(folder: Path | str, path: Path) -> bool:
+def is_folder_photograph_or_mask(folder: Path | str, path: Path) -> bool:
     """Whether a file, there or not yet, is one of a folder's photographs or masks by its name."""
     return path.suffix.lower() in SUFFIXES and path.parent.resolve() == Path(folder).resolve()
 

@@ -139,7 +139,7 @@ class PriorSet:
 
         raises: DreamBoothError if it will not come
         """
-        record = self._load_image_record(position)
+        record = self._await_image_record(position)
         chunk_number = record.index // self._chunk_size
         if chunk_number not in self._posteriors:
             if len(self._posteriors) >= _CACHED_CHUNKS:
@@ -152,9 +152,9 @@ class PriorSet:
 
     def caption_index(self, position: int) -> int:
         """Index into `captions` of the prompt that the image was generated from."""
-        return self._load_image_record(position).caption_index
+        return self._await_image_record(position).caption_index
 
-    def _load_image_record(self, position: int) -> PriorImageRecord:
+    def _await_image_record(self, position: int) -> PriorImageRecord:
         while (record := self._selection.find(position)) is None:
             self._wait_for_chunk(self._selection.num_chunks)
             self._selection.extend(read_chunk_records(self._store, self._selection.num_chunks))

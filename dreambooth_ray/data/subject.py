@@ -100,15 +100,15 @@ def read_subject_photographs(
     for path in photograph_paths:
         caption = captions_by_path[path].text if path in captions_by_path else ""
         caption_choices = (caption,) if caption else default_captions
-        photograph = _crop_photograph(path, caption_choices, rule)
+        photograph = _read_cropped_photograph(path, caption_choices, rule)
         photographs.append(replace(photograph, own_caption=caption))
     return photographs
 
 
-def _crop_photograph(path: Path, captions: tuple[str, ...], rule: ShapeRule) -> Photograph:
+def _read_cropped_photograph(path: Path, captions: tuple[str, ...], rule: ShapeRule) -> Photograph:
     image = read_photograph(path)
     mask = None if rule.train.mask_background is None else read_mask(path, image.size)
-    crop_shapes = rule.choose_shapes(image.size, str(path))
+    crop_shapes = rule.choose_shape_per_resolution(image.size, str(path))
     crops = [rule.cut(image, shape, mask) for shape in crop_shapes]
     for crop in crops:
         if crop.mask is not None and crop.mask.getextrema() == (0, 0):
@@ -125,7 +125,7 @@ def _crop_photograph(path: Path, captions: tuple[str, ...], rule: ShapeRule) -> 
     return replace(largest_photograph, smaller=tuple(smaller_photographs))
 
 
-def read_configured_photographs(config: Config, subject: SubjectConfig) -> list[Photograph]:
+def read_photographs_for_subject_config(config: Config, subject: SubjectConfig) -> list[Photograph]:
     """The photographs of a configuration's subject, in its shapes.
 
     {identifier} and {class_noun} are filled in, and captions are varied as `captions` has it.
@@ -154,7 +154,7 @@ def describe_enlarged_photographs(photographs: list[Photograph]) -> list[str]:
     ]
 
 
-def check_masks(config: Config, photographs: list[Photograph]) -> list[str]:
+def find_mask_warnings(config: Config, photographs: list[Photograph]) -> list[str]:
     """What is doubtful about a subject's masks, each in words.
 
     raises: DataError where masks are asked for and no photograph has one

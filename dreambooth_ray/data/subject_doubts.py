@@ -9,9 +9,9 @@ from dreambooth_ray.data.output_preservation_captions import check_preserved_cap
 from dreambooth_ray.data.subject import (
     Photograph,
     check_identifier_use,
-    check_masks,
+    find_mask_warnings,
     identifier_warning,
-    read_configured_photographs,
+    read_photographs_for_subject_config,
 )
 
 
@@ -29,12 +29,12 @@ def read_checked_photographs(
 
     raises: DataError for what can't be trained on
     """
-    photographs = read_configured_photographs(config, subject)
+    photographs = read_photographs_for_subject_config(config, subject)
     check_preserved_captions(config, subject, photographs)
     subject_doubts = [
         SubjectDoubt("subject.photos", doubt_text)
         for doubt_text in check_identifier_use(config, subject, photographs)
-        + check_masks(config, photographs)
+        + find_mask_warnings(config, photographs)
     ]
     if doubt_text := find_variant_warning(
         config, subject, [photo.own_caption for photo in photographs]

@@ -10,7 +10,7 @@ from dreambooth_ray.config.machines import ClusterConfig
 MAX_RESTARTS = 3
 
 
-def has_room_beside(cluster: ClusterConfig, resources: dict[str, float]) -> bool:
+def has_spare_cluster_device(cluster: ClusterConfig, resources: dict[str, float]) -> bool:
     """Whether an actor can run beside a training without what its workers wait for; pure.
 
     resources: the cluster's in total, as Ray counts them

@@ -13,15 +13,15 @@ from dreambooth_ray.actor_pool import find_own_error
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError, DreamBoothError
-from dreambooth_ray.evaluation.actor_resources import build_actor_class, has_room_beside
+from dreambooth_ray.evaluation.actor_resources import build_actor_class, has_spare_cluster_device
 from dreambooth_ray.evaluation.checkpoint_follower import CheckpointFollower, scored_from_totals
 from dreambooth_ray.evaluation.checkpoint_model import load_checkpoint_model
-from dreambooth_ray.evaluation.model_evaluation import embed_references
+from dreambooth_ray.evaluation.model_evaluation import embed_photographs_and_prompts
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
 from dreambooth_ray.evaluation.protocol import EvaluationProtocol
 from dreambooth_ray.evaluation.protocol_scorer import (
-    ProtocolScorer,
-    build_run_evaluated_model,
+    ProtocolImageScorer,
+    build_evaluated_model_from_config,
     load_checkpoint_protocol,
 )
 from dreambooth_ray.evaluation.training_evaluator import TrainingEvaluator
@@ -33,7 +33,7 @@ from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store, use_storage_options
 from dreambooth_ray.training.checkpoint.retention import remove_old_checkpoints
-from dreambooth_ray.training.checkpoint_selection import is_evaluation_due
+from dreambooth_ray.training.evaluation_decision import is_evaluation_due
 from dreambooth_ray.training.step_evaluator import MakeStepEvaluator
 from dreambooth_ray.training.worker_messages import post_message
 
@@ -50,11 +50,13 @@ def check_choice_protocol(config: Config, directory: Path) -> None:
             f"choice.drift=drift is not told by choice.protocol={config.choice.protocol}, "
             "which has no truths and other_prompts; set choice.drift=pres"
         )
-    embed_references(build_run_evaluated_model(config, directory), protocol, [])
+    embed_photographs_and_prompts(
+        build_evaluated_model_from_config(config, directory), protocol, []
+    )
 
 
 @contextmanager
-def evaluate_checkpoints(
+def evaluate_checkpoints_during_training(
     config: Config, run: Store, directory: Path, lease: int = 1
 ) -> Iterator[MakeStepEvaluator | None]:
     """Evaluate checkpoints while the block trains: choice.max_evaluations of them, and the last.
@@ -68,13 +70,13 @@ def evaluate_checkpoints(
     """
     remote_evaluator = RemoteEvaluator(config, run, directory)
     cluster_config = config.cluster
-    has_room = has_room_beside(cluster_config, ray.cluster_resources())
+    has_room = has_spare_cluster_device(cluster_config, ray.cluster_resources())
     follower = CheckpointFollower(
         run,
         config.choice,
         remote_evaluator,
         lease,
-        lambda: has_room_beside(cluster_config, ray.cluster_resources()),
+        lambda: has_spare_cluster_device(cluster_config, ray.cluster_resources()),
         remote_evaluator.close,
         partial(is_evaluation_due, config),
     )
@@ -122,7 +124,7 @@ class CheckpointEvaluator:
         self._config, self._run = parse_config(config, run_uri, []), Store(run_uri)
         self._directory = locate_model(*model, run_uri)
         self._device = "cuda" if self._config.cluster.gpus else "cpu"
-        self._scorer = ProtocolScorer(self._config, self._directory, protocol, self._device)
+        self._scorer = ProtocolImageScorer(self._config, self._directory, protocol, self._device)
 
     def evaluate(self, step: int) -> ScoredCheckpoint:
         """Generate and score the protocol's images with a checkpoint; its scores go into the run.

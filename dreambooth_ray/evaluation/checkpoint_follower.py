@@ -14,13 +14,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.evaluation import pareto_front
+from dreambooth_ray.evaluation.fidelity_drift_plot import plot_pareto_front
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
-from dreambooth_ray.evaluation.pareto_plot import plot_pareto_front
 from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint.retention import committed_steps
-from dreambooth_ray.training.checkpoint_selection import CheckpointSelection, write_selection
+from dreambooth_ray.training.evaluation_decision import EvaluationDecision, write_selection
 
 _POLL_LOCAL_S, _POLL_REMOTE_S = 0.5, 20.0
 _CLOSE_TIMEOUT_S = 10.0
@@ -51,7 +51,7 @@ def read_scored_checkpoints(run: Store, choice: ChoiceConfig) -> list[ScoredChec
 def plot_run_front(run: Store, choice: ChoiceConfig) -> Image.Image | None:
     """The plot of a run's evaluated checkpoints; None if it has none."""
     scored_checkpoints = read_scored_checkpoints(run, choice)
-    best_checkpoint = pareto_front.select_best_checkpoint(scored_checkpoints, choice.max_drift)
+    best_checkpoint = pareto_front.select_best_within_drift(scored_checkpoints, choice.max_drift)
     return (
         plot_pareto_front(scored_checkpoints, best_checkpoint.step, choice.max_drift)
         if best_checkpoint
@@ -59,11 +59,11 @@ def plot_run_front(run: Store, choice: ChoiceConfig) -> Image.Image | None:
     )
 
 
-def select_checkpoint(points: list[ScoredCheckpoint], choice: ChoiceConfig) -> CheckpointSelection:
+def select_checkpoint(points: list[ScoredCheckpoint], choice: ChoiceConfig) -> EvaluationDecision:
     """The selection that follows from evaluated checkpoints. Pure."""
-    best_checkpoint = pareto_front.select_best_checkpoint(points, choice.max_drift)
-    stall_step = pareto_front.find_stall_step(points, choice.patience, choice.min_gain)
-    return CheckpointSelection(
+    best_checkpoint = pareto_front.select_best_within_drift(points, choice.max_drift)
+    stall_step = pareto_front.find_early_stop_step(points, choice.patience, choice.min_gain)
+    return EvaluationDecision(
         best_checkpoint.step if best_checkpoint else None,
         tuple(s.step for s in points),
         stall_step is not None,
@@ -76,7 +76,7 @@ def log_evaluation(
     """Into TensorBoard: fidelity and drift of one of these checkpoints, and their front as an
     image."""
     (scored_checkpoint,) = (point for point in points if point.step == step)
-    best_checkpoint = pareto_front.select_best_checkpoint(points, choice.max_drift)
+    best_checkpoint = pareto_front.select_best_within_drift(points, choice.max_drift)
     plot_pixels = np.asarray(
         plot_pareto_front(
             points, best_checkpoint.step if best_checkpoint else None, choice.max_drift

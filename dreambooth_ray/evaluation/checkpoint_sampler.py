@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dreambooth_ray.config.load import dump_config, parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.evaluation.actor_resources import build_actor_class, has_room_beside
+from dreambooth_ray.evaluation.actor_resources import build_actor_class, has_spare_cluster_device
 from dreambooth_ray.evaluation.checkpoint_model import load_checkpoint_model
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.model_mirror import locate_model
@@ -76,7 +76,9 @@ class CheckpointSampler:
             for index, sample_output in enumerate(sample_outputs):
                 sample_output.image.save(folder / paths.sample_image_file(index))
             samples_metadata: dict[str, object] = {"kind": "samples", "step": step}
-            manifest.commit_artifact(self._run, paths.samples(step), folder, samples_metadata)
+            manifest.commit_artifact(
+                self._run, paths.step_samples_artifact(step), folder, samples_metadata
+            )
 
 
 class SampleFollower:
@@ -134,7 +136,9 @@ class SampleFollower:
 
     def _sample_checkpoint(self, step: int) -> None:
         config = self._config
-        uses_gpu = config.cluster.gpus and has_room_beside(config.cluster, ray.cluster_resources())
+        uses_gpu = config.cluster.gpus and has_spare_cluster_device(
+            config.cluster, ray.cluster_resources()
+        )
         if self._actor is None:
             # No core is asked for: the few images are worth no wait of either side.
             self._actor = build_actor_class(CheckpointSampler, uses_gpu, num_cpus=0).remote(
@@ -164,23 +168,25 @@ class SampleFollower:
                 Path(temporary_folder) / n for n in ("events", "samples")
             )
             folder = self._run.local_path(paths.TENSORBOARD) if is_local else events_folder
-            manifest.download_artifact(self._run, paths.samples(step), samples_folder)
+            manifest.download_artifact(self._run, paths.step_samples_artifact(step), samples_folder)
             with SummaryWriter(str(folder), filename_suffix=f".samples-{step}") as writer:
                 for index, prompt in enumerate(self._config.sample_prompts):
-                    image = _read_image(samples_folder / paths.sample_image_file(index))
+                    image = _read_image_array(samples_folder / paths.sample_image_file(index))
                     writer.add_image(f"samples/{prompt}", image, step, dataformats="HWC")
             for path in [] if is_local else folder.iterdir():
                 self._run.upload(path, f"{paths.TENSORBOARD}/{path.name}")
 
 
-def _read_image(path: Path) -> np.ndarray:
+def _read_image_array(path: Path) -> np.ndarray:
     """(H, W, 3) uint8"""
     with Image.open(path) as image:
         return np.asarray(image)
 
 
 @contextmanager
-def sample_checkpoints(config: Config, run: Store, directory: Path) -> Iterator[None]:
+def sample_checkpoints_during_training(
+    config: Config, run: Store, directory: Path
+) -> Iterator[None]:
     """Sample checkpoints while the block trains.
 
     config: with photographs that every host can read

@@ -45,7 +45,7 @@ class EvaluatedModel:
 
 
 @dataclass(frozen=True)
-class EvaluationReferences:
+class PhotographAndPromptEmbeddings:
     """What generated images are compared with. vectors: of the photographs, by encoder use."""
 
     photographs: list[Image.Image]
@@ -72,9 +72,9 @@ def build_evaluated_model(
     return EvaluatedModel(directory, identifier, class_noun, find_photographs(photos), size_px)
 
 
-def embed_references(
+def embed_photographs_and_prompts(
     case: EvaluatedModel, protocol: EvaluationProtocol, prompts: list[EvaluationPrompt]
-) -> EvaluationReferences:
+) -> PhotographAndPromptEmbeddings:
     """Load every encoder, embed photographs and prompts: refuses early what can't be used.
 
     raises: ConfigError naming the encoder, DataError naming the photograph
@@ -90,7 +90,7 @@ def embed_references(
         if prompts
         else torch.zeros(0, 0)
     )
-    return EvaluationReferences(photographs, photograph_vectors, prompt_vectors)
+    return PhotographAndPromptEmbeddings(photographs, photograph_vectors, prompt_vectors)
 
 
 def evaluate_model(
@@ -111,7 +111,7 @@ def evaluate_model(
     """
     spec = make_evaluation_spec(case, protocol)
     prompts = build_evaluation_prompts(spec)
-    references = embed_references(case, protocol, prompts)
+    references = embed_photographs_and_prompts(case, protocol, prompts)
     evaluation_store = store.sub(spec.digest)
     generate_samples(spec, prompts, case.directory, evaluation_store, actors, gpu, on_progress)
     with tempfile.TemporaryDirectory(prefix="dreambooth-results-") as folder:

@@ -13,7 +13,7 @@ class ScoredCheckpoint:
     drift: float
 
 
-def find_pareto_front(scored: Sequence[ScoredCheckpoint]) -> list[ScoredCheckpoint]:
+def find_fidelity_drift_front(scored: Sequence[ScoredCheckpoint]) -> list[ScoredCheckpoint]:
     """Checkpoints that no other beats in both, by step; of equals the earliest."""
     return sorted((s for s in scored if not any(_dominates(o, s) for o in scored)), key=_get_step)
 
@@ -28,7 +28,7 @@ def _get_step(scored: ScoredCheckpoint) -> int:
     return scored.step
 
 
-def select_best_checkpoint(
+def select_best_within_drift(
     scored: Sequence[ScoredCheckpoint], max_drift: float
 ) -> ScoredCheckpoint | None:
     """The highest fidelity with drift up to `max_drift`; where there is none, the least drift.
@@ -43,7 +43,7 @@ def select_best_checkpoint(
     return min(scored, key=lambda s: (s.drift, -s.fidelity, s.step))
 
 
-def find_stall_step(
+def find_early_stop_step(
     scored: Sequence[ScoredCheckpoint], patience: int, min_gain: float
 ) -> int | None:
     """The step whose evaluation is the `patience`-th in a row without a gain, or None.

@@ -157,7 +157,7 @@ def build_evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
     """Every image of an evaluation, in its order; a pure function of the specification."""
     protocol, prompts = spec.protocol, []
 
-    def add_prompts(kind: Kind, prompt_template: str, count: int) -> None:
+    def append_template_prompts(kind: Kind, prompt_template: str, count: int) -> None:
         template_with_class = prompt_template.replace("{class_noun}", spec.class_noun)
         plain_prompt = " ".join(template_with_class.replace("{identifier}", "").split())
         prompt = " ".join(template_with_class.replace("{identifier}", spec.identifier).split())
@@ -169,11 +169,11 @@ def build_evaluation_prompts(spec: EvaluationSpec) -> list[EvaluationPrompt]:
             )
 
     for prompt_template in protocol.prompts[protocol.choose_prompt_set(spec.class_noun)]:
-        add_prompts("subject", prompt_template, protocol.images_per_prompt)
-    add_prompts("class", protocol.class_prompt, protocol.class_images)
+        append_template_prompts("subject", prompt_template, protocol.images_per_prompt)
+    append_template_prompts("class", protocol.class_prompt, protocol.class_images)
     for prompt_template in protocol.other_prompts:
         if prompt_template != protocol.class_prompt.replace("{class_noun}", spec.class_noun):
-            add_prompts("other", prompt_template, protocol.images_per_other)
+            append_template_prompts("other", prompt_template, protocol.images_per_other)
     return prompts
 
 

@@ -12,7 +12,7 @@ from dreambooth_ray.evaluation.encoders import load_image_encoder
 from dreambooth_ray.evaluation.model_evaluation import (
     EvaluatedModel,
     build_evaluated_model,
-    embed_references,
+    embed_photographs_and_prompts,
 )
 from dreambooth_ray.evaluation.protocol import (
     EvaluationProtocol,
@@ -28,7 +28,7 @@ from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 
 
-def build_run_evaluated_model(config: Config, directory: Path) -> EvaluatedModel:
+def build_evaluated_model_from_config(config: Config, directory: Path) -> EvaluatedModel:
     """What a run's own evaluations are of: its model and first subject."""
     subject_config = config.subject
     return build_evaluated_model(
@@ -48,7 +48,7 @@ def load_checkpoint_protocol(config: Config) -> EvaluationProtocol:
     return load_protocol(config.choice.protocol or "", "choice.protocol")
 
 
-class ProtocolScorer:
+class ProtocolImageScorer:
     """What images of a run's model are asked for, and what they are worth."""
 
     def __init__(
@@ -59,7 +59,7 @@ class ProtocolScorer:
         raises: ConfigError, DataError for what can't be read on this host
         """
         self.protocol = protocol.fill_sampling_defaults(find_family(directory), "choice.protocol")
-        evaluation_case = build_run_evaluated_model(config, directory)
+        evaluation_case = build_evaluated_model_from_config(config, directory)
         photograph_paths = tuple(str(p) for p in evaluation_case.photographs)
         evaluation_spec = EvaluationSpec(
             self.protocol,
@@ -73,7 +73,9 @@ class ProtocolScorer:
             evaluation_case.size_px,
             build_evaluation_prompts(evaluation_spec),
         )
-        self._references = embed_references(evaluation_case, self.protocol, self._prompts)
+        self._references = embed_photographs_and_prompts(
+            evaluation_case, self.protocol, self._prompts
+        )
         self._encoder_uris = encoder_uris(self.protocol.encoders)
         self._encoders = {
             u: load_image_encoder(u, device) for u in set(self._encoder_uris.values())

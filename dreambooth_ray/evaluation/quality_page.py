@@ -14,7 +14,7 @@ def render_quality_page(report: InspectionReport) -> str:
             "name": p.name,
             "uri": photo_uris[p.name],
             "subject_uri": image_data_uri(subject, 320)
-            if (subject := p.isolated_subject_image)
+            if (subject := p.darkened_background_image)
             else "",
             "subject_noun": p.region.region_source_text,
             "size": f"{p.width_px}x{p.height_px}",

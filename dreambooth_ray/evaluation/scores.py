@@ -19,7 +19,7 @@ NUM_WORST = 5
 
 
 @dataclass(frozen=True)
-class MetricScore:
+class MetricSummary:
     """A mean with its deviation over images; higher_is_better is None where neither is."""
 
     value: float
@@ -35,7 +35,7 @@ class EvaluationScores:
     rows: one a subject image; prompts: one a prompt; worst: indices of images
     """
 
-    totals: dict[str, MetricScore]
+    totals: dict[str, MetricSummary]
     prompts: list[dict[str, Any]]
     rows: list[dict[str, Any]]
     worst: list[int]
@@ -63,7 +63,7 @@ def compute_scores(
     protocol: EvaluationProtocol, embeddings: EvaluationEmbeddings
 ) -> EvaluationScores:
     """The paper's measures over one evaluation."""
-    image_rows = _score_images(protocol, embeddings)
+    image_rows = _score_subject_images(protocol, embeddings)
     image_indices_by_prompt = _group_by_prompt(embeddings, "subject")
     class_vectors = embeddings.images["dino"][embeddings.prompt_indices_of_kind("class")]
     total_scores = {
@@ -74,11 +74,11 @@ def compute_scores(
             image_rows, "clip_i", True, "likeness to the photographs, by the second encoder"
         ),
         "clip_t": _mean_score(image_rows, "clip_t", True, "agreement with the prompt"),
-        "pres": MetricScore(
+        "pres": MetricSummary(
             image_metrics.prior_preservation_score(class_vectors, embeddings.photographs["dino"]),
             None, False, "likeness of the bare class to the subject: what the class has lost",
         ),
-        "memorised": MetricScore(
+        "memorised": MetricSummary(
             statistics.fmean(r["copied"] for r in image_rows),
             None, False, "share of images that copy a photograph",
         ),
@@ -87,7 +87,7 @@ def compute_scores(
         diversity = image_metrics.diversity(
             [embeddings.images["dino"][g] for g in image_indices_by_prompt.values()]
         )
-        total_scores["div"] = MetricScore(diversity, None, True, "spread of images of one prompt")
+        total_scores["div"] = MetricSummary(diversity, None, True, "spread of images of one prompt")
     prompt_rows = [
         {"prompt": prompt, **{
             key: statistics.fmean(
@@ -100,7 +100,7 @@ def compute_scores(
     return EvaluationScores(total_scores, prompt_rows, image_rows, find_worst_images(image_rows))
 
 
-def _score_images(
+def _score_subject_images(
     protocol: EvaluationProtocol, embeddings: EvaluationEmbeddings
 ) -> list[dict[str, Any]]:
     subject_image_indices = embeddings.prompt_indices_of_kind("subject")
@@ -148,9 +148,9 @@ def _group_by_prompt(embeddings: EvaluationEmbeddings, kind: str) -> dict[str, l
     return image_indices_by_prompt
 
 
-def _mean_score(rows: list[dict[str, Any]], key: str, better: bool, meaning: str) -> MetricScore:
+def _mean_score(rows: list[dict[str, Any]], key: str, better: bool, meaning: str) -> MetricSummary:
     score_values = [r[key] for r in rows]
-    return MetricScore(
+    return MetricSummary(
         statistics.fmean(score_values), statistics.pstdev(score_values), better, meaning
     )
 
@@ -180,12 +180,12 @@ def compute_toy_scores(
     images: list[Image.Image],
     photographs: list[Image.Image],
     network: Evaluator,
-) -> dict[str, MetricScore]:
+) -> dict[str, MetricSummary]:
     """What only the toy world can know: its evaluator's readings against the prompts."""
     image_predictions = predict_attributes(network, images)
     photograph_predictions = predict_attributes(network, photographs)
 
-    def share_correct(kind: str, heads: Callable[[str], bool]) -> float:
+    def measure_correct_attribute_share(kind: str, heads: Callable[[str], bool]) -> float:
         correct_flags = [
             image_predictions.attributes[head][i] == name
             for i, prompt in enumerate(prompts)
@@ -203,21 +203,21 @@ def compute_toy_scores(
         image_predictions.identity[is_subject_prompt], photograph_predictions.identity
     )
     toy_scores = {
-        "subject_fidelity": MetricScore(
+        "subject_fidelity": MetricSummary(
             identity_fidelity, None, True, "identity cosine to the photographs",
         ),
-        "prompt_fidelity": MetricScore(
-            share_correct("subject", lambda head: head != "class"),
+        "prompt_fidelity": MetricSummary(
+            measure_correct_attribute_share("subject", lambda head: head != "class"),
             None, True, "share of places, hats, colours and patterns drawn as asked",
         ),
-        "diversity": MetricScore(
+        "diversity": MetricSummary(
             image_metrics.entropy(class_image_colours, len(COLOUR_NAMES)),
             None, True, "entropy of the colours of the bare class, 1 if all are equally frequent",
         ),
     }  # fmt: skip
     if any(q.kind == "other" for q in prompts):
-        drift = 1 - share_correct("other", lambda head: head == "class")
-        toy_scores["drift"] = MetricScore(
+        drift = 1 - measure_correct_attribute_share("other", lambda head: head == "class")
+        toy_scores["drift"] = MetricSummary(
             drift, None, False, "share of other classes no longer drawn"
         )
     return toy_scores

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dreambooth_ray.data.masks import MASK_SUFFIX, check_mask
+from dreambooth_ray.data.masks import MASK_SUFFIX, refuse_empty_or_inverted_mask
 from dreambooth_ray.errors import ConfigError, DataError, StorageError
 from dreambooth_ray.models.components import quiet_libraries
 from dreambooth_ray.models.model_location import fetch_part
@@ -124,7 +124,7 @@ def _split_class_names(label: str) -> set[str]:
     return {" ".join(name.lower().split()) for name in re.split("[,;/]", str(label))}
 
 
-class MaskProposals:
+class MaskProposer:
     """Asked for the masks of photographs that have none; writes them beside these, if wished.
 
     outcomes: what came of it, in words, by the photograph's name
@@ -145,7 +145,7 @@ class MaskProposals:
             self.outcomes[path.name] = "nothing of the subject is seen there"
             return None
         try:
-            check_mask(mask, "it")
+            refuse_empty_or_inverted_mask(mask, "it")
         except DataError as error:
             self.outcomes[path.name] = f"not proposed: {error}"
             return None

@@ -51,7 +51,7 @@ class SubjectPairScores:
     both: float
 
 
-def score_subject_pair(
+def score_pair_likeness_and_bleed(
     photographs: tuple[Tensor, Tensor],
     alone: tuple[Tensor, Tensor],
     parts: Sequence[Tensor],

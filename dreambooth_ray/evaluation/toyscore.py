@@ -15,7 +15,7 @@ from dreambooth_ray.toyworld.evaluator import (
     fidelity,
     predict_attributes,
 )
-from dreambooth_ray.toyworld.held_out_prompts import attribute_prompts
+from dreambooth_ray.toyworld.scoring_prompts import attribute_prompts
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def score_attribute_accuracy(
     }
 
 
-def read_folder_attributes(folder: Path, network: Evaluator) -> dict[str, object]:
+def predict_folder_attributes(folder: Path, network: Evaluator) -> dict[str, object]:
     """What the evaluator reads in each image of a folder, and how alike they are."""
     image_paths = find_photographs(folder, max_count=10_000)
     image_predictions = predict_attributes(network, [read_photograph(p) for p in image_paths])

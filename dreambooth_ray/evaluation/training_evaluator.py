@@ -9,10 +9,10 @@ from dreambooth_ray.evaluation.checkpoint_follower import (
     scored_from_totals,
     select_checkpoint,
 )
-from dreambooth_ray.evaluation.protocol_scorer import ProtocolScorer, load_checkpoint_protocol
+from dreambooth_ray.evaluation.protocol_scorer import ProtocolImageScorer, load_checkpoint_protocol
 from dreambooth_ray.storage.fence import CheckpointId
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint_selection import is_evaluation_due, write_selection
+from dreambooth_ray.training.evaluation_decision import is_evaluation_due, write_selection
 from dreambooth_ray.training.step_evaluator import SampleImages, StepEvaluator
 from dreambooth_ray.training.worker_job import WorkerJob
 
@@ -32,7 +32,7 @@ class TrainingEvaluator(StepEvaluator):
         scored_checkpoints = read_scored_checkpoints(self._run, config.choice)
         # What was scored and never committed is trained, and scored, again.
         self._points = {point.step: point for point in scored_checkpoints if point.step <= start}
-        self._scorer: ProtocolScorer | None = None
+        self._scorer: ProtocolImageScorer | None = None
         self._write_selection()
 
     def is_due(self, step: int) -> bool:
@@ -50,7 +50,7 @@ class TrainingEvaluator(StepEvaluator):
         if self._scorer is None:
             # The encoders stay on the CPU: the accelerator's memory is the training's.
             protocol = load_checkpoint_protocol(self._config)
-            self._scorer = ProtocolScorer(self._config, self._directory, protocol, "cpu")
+            self._scorer = ProtocolImageScorer(self._config, self._directory, protocol, "cpu")
         total_scores = self._scorer.compute_total_scores(sample_images(self._scorer.requests))
         self._scorer.write_checkpoint_scores(
             self._run, CheckpointId(step, self._lease), total_scores

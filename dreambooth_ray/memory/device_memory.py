@@ -12,7 +12,7 @@ _TIMEOUT_S = 30.0
 _GPU_INSTANCE = re.compile(r"MIG \d+g\.(\d+)gb\S*\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
 
 
-def read_gpu_memory() -> list[int]:
+def list_gpu_total_bytes() -> list[int]:
     """Bytes of each GPU that processes of this one may use; empty where there is none.
 
     The driver's own tool is asked: torch would take memory of the GPU to tell how much there is.

@@ -17,7 +17,7 @@ from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.precision import (
     autocast_dtype,
     cast_frozen_layers,
-    cast_trained_layers,
+    cast_to_weight_dtype,
     cast_untrainable_encoders,
 )
 from dreambooth_ray.models.quantization import count_frozen_bytes
@@ -37,7 +37,7 @@ def count_step(config: Config, directory: Path, batch: int) -> dict[str, int]:
     quiet_libraries()
     family = find_family(directory)
     with torch.device("meta"):
-        components = family.load_functions().build_empty(directory)
+        components = family.load_functions().build_empty_components(directory)
         if config.identifier.kind == "learned":
             for encoder_part in family.trainable_text_encoders:
                 components.tokenizers[encoder_part.tokenizer] = load_tokenizer(
@@ -80,7 +80,7 @@ def _prepare_modules(config: Config, components: Components) -> None:
     if config.train.strategy == "ddp":
         for network in (components.denoiser, *trained_encoders.values()):
             cast_frozen_layers(network, config.train.precision)
-            cast_trained_layers(network, config.train.weight_dtype)
+            cast_to_weight_dtype(network, config.train.weight_dtype)
     if config.train.gradient_checkpointing:
         checkpoint_activations(components.denoiser, trained_encoders.values())
 

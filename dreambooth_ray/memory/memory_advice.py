@@ -11,8 +11,8 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.memory.device_memory import RESERVED_BYTES, usable_bytes
 from dreambooth_ray.memory.training_memory import (
     TrainingFootprint,
+    count_worker_batch_images,
     estimate_training_footprint,
-    images_per_worker,
 )
 
 _GIB = 2**30
@@ -87,7 +87,7 @@ def find_fitting_settings(
     for setting_key in [
         setting_key for setting_key in reversed(chosen_settings) if setting_key not in _FREE
     ]:
-        for reduced_settings in _list_cheaper_settings(
+        for reduced_settings in _list_relaxed_settings(
             chosen_settings, setting_key, candidate_settings
         ):
             changed_config = _apply_settings(config, reduced_settings)
@@ -105,7 +105,7 @@ def find_fitting_settings(
     )
 
 
-def _list_cheaper_settings(
+def _list_relaxed_settings(
     settings: dict[str, _MemorySetting], key: str, candidate_settings: list[_MemorySetting]
 ) -> Iterator[dict[str, _MemorySetting]]:
     """Without a key, then with each value of it that comes before the one there."""
@@ -154,7 +154,7 @@ def describe_fitting_settings(
 def find_heaviest_key(config: Config, footprint: TrainingFootprint) -> str:
     """The key that saves most."""
     if footprint.activations_bytes > footprint.states_bytes:
-        return "train.resolution" if images_per_worker(config) <= 2 else "train.batch_size"
+        return "train.resolution" if count_worker_batch_images(config) <= 2 else "train.batch_size"
     return "train.method"
 
 

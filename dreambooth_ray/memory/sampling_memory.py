@@ -50,7 +50,7 @@ def _measure_uncached_footprint(parts: Components) -> SamplingFootprint:
     denoiser_weight, vae_weight = next(denoiser.parameters()), next(vae.parameters())
     conditioning = model_functions.example_conditioning(parts, 1, side_px)
 
-    def forward() -> None:
+    def run_denoiser() -> None:
         num_channels = model_functions.in_channels(denoiser, vae)
         x = torch.empty(
             1,
@@ -64,7 +64,7 @@ def _measure_uncached_footprint(parts: Components) -> SamplingFootprint:
         device_conditioning = conditioning.to(denoiser_weight.device, denoiser_weight.dtype)
         model_functions.denoiser_function(denoiser)(x, timestep, *device_conditioning.values)
 
-    def decode() -> None:
+    def run_decoder() -> None:
         vae.disable_tiling()
         num_channels = model_functions.latent_channels(vae)
         model_functions.decode(
@@ -85,8 +85,8 @@ def _measure_uncached_footprint(parts: Components) -> SamplingFootprint:
     latent_area = latent_side * latent_side
     return SamplingFootprint(
         weights_bytes,
-        measure_peak_bytes(denoiser, forward) / latent_area,
-        measure_peak_bytes(vae, decode) / latent_area,
+        measure_peak_bytes(denoiser, run_denoiser) / latent_area,
+        measure_peak_bytes(vae, run_decoder) / latent_area,
     )
 
 
@@ -102,7 +102,9 @@ class SamplingMemoryBudget:
     ) -> None:
         """tiled_area: latent pixels above which decoding is tiled and takes no more than there."""
         self.footprint, self._tiled_area = footprint, tiled_area
-        self.limit_bytes = limit_bytes or _memory_bytes(device, footprint.weights_bytes)
+        self.limit_bytes = limit_bytes or _compute_usable_memory_bytes(
+            device, footprint.weights_bytes
+        )
 
     def max_rows(self, area: int) -> int:
         """Rows of a forward of `area` latent pixels that fit at once."""
@@ -141,7 +143,7 @@ class SamplingMemoryBudget:
         return side_px
 
 
-def _memory_bytes(device: torch.device, weights_bytes: int) -> int:
+def _compute_usable_memory_bytes(device: torch.device, weights_bytes: int) -> int:
     """What a model may use in all. On a GPU its weights are there already, and not free."""
     if device.type == "cuda":
         free_bytes = torch.cuda.mem_get_info(device)[0]

@@ -67,7 +67,7 @@ class TrainingFootprint:
         return self.states_bytes + self.frozen_bytes + self.activations_bytes
 
 
-def find_sharding_strategy(config: Config) -> Strategy:
+def read_sharding_strategy(config: Config) -> Strategy:
     """What of a training's states workers share."""
     strategy: Strategy = "fsdp2" if config.train.strategy == "fsdp2" else "ddp"
     if config.train.strategy == "deepspeed":
@@ -84,8 +84,8 @@ def estimate_training_footprint(
     strategy: another than the configuration's
     raises: OSError or ValueError where the directory's configuration files can't be read
     """
-    strategy = strategy or find_sharding_strategy(config)
-    memory_counts = _load_memory_counts(config, base_directory(directory))
+    strategy = strategy or read_sharding_strategy(config)
+    memory_counts = _load_or_count_memory(config, base_directory(directory))
     # With elastic workers, the smallest number: each holds the most.
     num_workers = config.cluster.span.min
     weights_share, gradients_share, optimizer_share = (
@@ -150,7 +150,7 @@ def _count_base_copy_bytes(config: Config, counts: dict[str, int], strategy: Str
     )
 
 
-def _load_memory_counts(config: Config, directory: Path) -> dict[str, int]:
+def _load_or_count_memory(config: Config, directory: Path) -> dict[str, int]:
     """A step's counts, from the user's cache if they are there."""
     cache_path = _find_cache_path(config, directory)
     try:
@@ -159,7 +159,7 @@ def _load_memory_counts(config: Config, directory: Path) -> dict[str, int]:
     except (OSError, ValueError, TypeError, KeyError):
         # Imported only here: it takes seconds.
         from dreambooth_ray.memory.fake_step import count_step  # noqa: PLC0415
-    memory_counts = count_step(config, directory, images_per_worker(config))
+    memory_counts = count_step(config, directory, count_worker_batch_images(config))
     with contextlib.suppress(OSError):
         cache_path.parent.mkdir(parents=True, exist_ok=True)
         temporary_path = cache_path.with_suffix(f".{uuid.uuid4().hex}")
@@ -170,7 +170,7 @@ def _load_memory_counts(config: Config, directory: Path) -> dict[str, int]:
 
 def _find_cache_path(config: Config, directory: Path) -> Path:
     """A path that depends on everything the counts depend on."""
-    hasher = hashlib.sha256(f"{__version__} {images_per_worker(config)}".encode())
+    hasher = hashlib.sha256(f"{__version__} {count_worker_batch_images(config)}".encode())
     # A learned word is a row of the text encoder's table.
     has_learned_identifier = config.identifier.kind == "learned"
     learned_words = (
@@ -184,7 +184,9 @@ def _find_cache_path(config: Config, directory: Path) -> Path:
     return user_cache_path("dreambooth-ray") / "footprints" / f"{hasher.hexdigest()}.json"
 
 
-def images_per_worker(config: Config) -> int:
+def count_worker_batch_images(config: Config) -> int:
     """Images of both kinds in one worker's batch; a kept output's, as a second forward, again."""
-    images_per_step = config.images_a_step + (config.train.batch_size * config.prior.keeps_output)
+    images_per_step = config.total_images_per_step + (
+        config.train.batch_size * config.prior.keeps_output
+    )
     return images_per_step // config.cluster.span.max // config.train.accumulate

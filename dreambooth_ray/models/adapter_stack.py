@@ -20,7 +20,7 @@ from dreambooth_ray.compat.peft import parse_adapter_weight_name
 from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora
-from dreambooth_ray.models.stacked_layers import StackedLayer, find_stackable_class
+from dreambooth_ray.models.slot_adapter_layers import StackedLayer, find_stackable_class
 
 # Which dimension of a weight, as peft has it, is the rank.
 _RANK_DIMENSIONS = {"down": 0, "up": 1}
@@ -46,7 +46,7 @@ class _WeightLayout:
         return weight if rank_dimension is None else weight.narrow(rank_dimension, 0, rank)
 
 
-class AdapterStack:
+class TrainingAdapterStack:
     """The adapters of K slots in a network whose layers it replaces.
 
     weights, gradients: (K, P) float32
@@ -105,7 +105,7 @@ class AdapterStack:
         return parameter
 
     @torch.no_grad()
-    def collect_gradients(self) -> None:
+    def gather_layer_gradients(self) -> None:
         """Bring what a backward has left at the layers into `gradients`."""
         for column_slice, parameter in self._parameters:
             if parameter.grad is None:
@@ -157,7 +157,7 @@ def _lay_out_weights(adapter: Mapping[str, Tensor]) -> list[_WeightLayout]:
     return weight_layouts
 
 
-def copy_for_adapters(network: nn.Module, *, shares_weights: bool) -> nn.Module:
+def copy_network_without_memory(network: nn.Module, *, shares_weights: bool) -> nn.Module:
     """A copy of a frozen network that takes no memory, to inject a subject's adapters into.
 
     shares_weights: whether its weights are the network's, as DoRA's norms need them; otherwise
@@ -179,11 +179,11 @@ def make_adapter(
 
     raises: ConfigError as `lora.inject_adapters`
     """
-    adapted_network = copy_for_adapters(network, shares_weights=lora_config.dora)
+    adapted_network = copy_network_without_memory(network, shares_weights=lora_config.dora)
     lora.inject_adapters(adapted_network, lora_config, targets, seed)
-    return list_adapter_weights(adapted_network)
+    return list_network_adapter_weights(adapted_network)
 
 
-def list_adapter_weights(adapted: nn.Module) -> dict[str, Tensor]:
+def list_network_adapter_weights(adapted: nn.Module) -> dict[str, Tensor]:
     """The weights of the adapters in a network by peft's names, in the order of training."""
     return {n: p.detach() for n, p in adapted.named_parameters() if p.requires_grad}

@@ -6,11 +6,11 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.part_configs import read_json
 
 
-def check_chat_template(folder: Path) -> None:
+def check_chat_template_files(folder: Path) -> None:
     """Of a tokenizer; raises: ConfigError naming its folder or the file"""
     template_path = folder / "chat_template.jinja"
     if template_path.is_file():
-        _check_template_complete(template_path)
+        _refuse_truncated_template(template_path)
     elif "chat_template" not in read_json(folder / "tokenizer_config.json"):
         raise ConfigError(
             f"{folder} has no chat template, in tokenizer_config.json or chat_template.jinja; "
@@ -18,7 +18,7 @@ def check_chat_template(folder: Path) -> None:
         )
 
 
-def _check_template_complete(path: Path) -> None:
+def _refuse_truncated_template(path: Path) -> None:
     """A template that was cut off is empty or leaves a block open."""
     from jinja2 import Environment, TemplateSyntaxError  # noqa: PLC0415  where there is one alone
 

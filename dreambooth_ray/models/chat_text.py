@@ -21,10 +21,10 @@ def tokenize_chat(
         add_generation_prompt=True,
         enable_thinking=thinks,
     )
-    return tokenize_message(tokenizer, prompt, templated_chat_text, num_tokens)
+    return tokenize_templated_text(tokenizer, prompt, templated_chat_text, num_tokens)
 
 
-def tokenize_message(
+def tokenize_templated_text(
     tokenizer: Any, prompt: str, text: str, num_tokens: int, *, add_special_tokens: bool = True
 ) -> tuple[Tensor, Tensor]:
     """(1, num_tokens) token ids of the text that a template made of a prompt, and their mask.

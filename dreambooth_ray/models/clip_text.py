@@ -58,10 +58,12 @@ def pad_windows(
     empty: gives the empty prompt's conditioning, whose `hidden` is one window
     """
     longest_length = max(first["hidden"].shape[1], second["hidden"].shape[1])
-    return _pad_to(first, longest_length, empty), _pad_to(second, longest_length, empty)
+    return _append_empty_windows(first, longest_length, empty), _append_empty_windows(
+        second, longest_length, empty
+    )
 
 
-def _pad_to(
+def _append_empty_windows(
     conditioning: Conditioning, length: int, empty: Callable[[], Conditioning]
 ) -> Conditioning:
     hidden = conditioning["hidden"]

@@ -26,7 +26,7 @@ from dreambooth_ray.models.part_configs import SAMPLE_SIZE
 from dreambooth_ray.models.prompt_windows import limit_window_lengths, tokenize_windows
 from dreambooth_ray.models.text_training import TextTraining
 from dreambooth_ray.objective.forward_process import DiffusionProcess, ForwardProcess
-from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
+from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseScheduleConfig
 
 
 class ClipUNetFunctions(ModelFunctions, TextTraining):
@@ -122,9 +122,9 @@ class ClipUNetFunctions(ModelFunctions, TextTraining):
 
     def noise_schedule(
         self, parts: Components, latent_shape: tuple[int, int], num_steps: int
-    ) -> NoiseSchedule | FlowSchedule:
+    ) -> NoiseScheduleConfig | FlowSchedule:
         """The scheduler's, whatever the shape."""
-        return NoiseSchedule.from_config(parts.schedule.config)
+        return NoiseScheduleConfig.from_config(parts.schedule.config)
 
 
 def token_ids_name(part: TextEncoderPart) -> str:

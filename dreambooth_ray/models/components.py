@@ -147,7 +147,7 @@ def load_components(directory: Path) -> Components:
     return find_family(directory).load_functions().load(directory)
 
 
-def load_parts(functions: "ModelFunctions", directory: Path) -> Components:
+def load_family_parts(functions: "ModelFunctions", directory: Path) -> Components:
     """Every part that a family names, from its folder."""
     family = functions.family
     return Components(
@@ -249,4 +249,4 @@ def _fuse_adapters(parts: Components, bundle: Path) -> None:
         if (adapter_folder / name).is_dir():
             fused_network: nn.Module = lora.fuse_adapters(network, adapter_folder / name)
             parts.set_network(name, fused_network)
-    tokens.add_words(parts, tokens.load_words(adapter_folder))
+    tokens.add_words(parts, tokens.read_learned_words(adapter_folder))

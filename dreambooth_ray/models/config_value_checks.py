@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic import ValidationError as PydanticError
 
-from dreambooth_ray.models.part_configs import find_part_kind
+from dreambooth_ray.models.part_configs import strip_part_number
 
 Count = Annotated[StrictInt, Field(ge=1)]
 Counts = Annotated[list[Count], Field(min_length=1)]
@@ -178,7 +178,7 @@ def find_bad_value(part: str, config: Mapping[str, Any]) -> str:
     config: the part's, with defaults
     """
     try:
-        _CONFIGS[find_part_kind(part)].model_validate(dict(config))
+        _CONFIGS[strip_part_number(part)].model_validate(dict(config))
     except PydanticError as error:
         first_error = error.errors()[0]
         bad_key, bad_value = first_error["loc"][0], config.get(str(first_error["loc"][0]))
@@ -187,11 +187,13 @@ def find_bad_value(part: str, config: Mapping[str, Any]) -> str:
             f"({first_error['msg'].lower()})"
         )
     return (
-        _find_unknown_unet_layers(config) or _find_bad_list_length(config) if part == "unet" else ""
+        _find_unsupported_unet_layers(config) or _find_bad_list_length(config)
+        if part == "unet"
+        else ""
     )
 
 
-def _find_unknown_unet_layers(config: Mapping[str, Any]) -> str:
+def _find_unsupported_unet_layers(config: Mapping[str, Any]) -> str:
     """Keys of the UNet that add layers which no Stable Diffusion has; other values do nothing."""
     for key in ("dual_cross_attention", "class_embeddings_concat"):
         if config.get(key):

@@ -7,12 +7,12 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.layer_shapes import (
     Shapes,
-    expect_affine,
     expect_convolution,
+    expect_weight_and_bias,
     prefix_shapes,
 )
 from dreambooth_ray.models.part_configs import read_json
-from dreambooth_ray.models.shape_checks import check_shapes, find_counts
+from dreambooth_ray.models.shape_checks import check_shapes, select_positive_counts
 
 # Of AutoencoderDC, where a configuration names none.
 _COUNTS = {"in_channels": 3, "latent_channels": 32, "attention_head_dim": 32}
@@ -50,7 +50,7 @@ def read_dc_vae_config(folder: Path) -> dict[str, Any]:
 def check_dc_vae(folder: Path) -> int:
     """The channels of its latents; raises: ConfigError naming the file"""
     path, config = folder / "config.json", read_dc_vae_config(folder)
-    config_counts = find_counts(path, config, *_COUNTS)
+    config_counts = select_positive_counts(path, config, *_COUNTS)
     for key, expected_value in _FORM.items():
         if config[key] != expected_value:
             raise ConfigError(
@@ -67,7 +67,7 @@ def check_dc_vae(folder: Path) -> int:
 
 def _check_block_lists(path: Path, config: dict[str, Any]) -> None:
     block_counts = {
-        coder: len(_as_list(config[f"{coder}_block_out_channels"])) for coder in _HALVES
+        coder: len(_list_or_default(config[f"{coder}_block_out_channels"])) for coder in _HALVES
     }
     if len(set(block_counts.values())) != 1:
         raise ConfigError(f"{path}: encoder and decoder have different numbers of blocks")
@@ -75,14 +75,17 @@ def _check_block_lists(path: Path, config: dict[str, Any]) -> None:
         for key, is_valid_value in (
             ("block_out_channels", lambda x: type(x) is int and x > 0),
             ("layers_per_block", lambda x: type(x) is int and x > 0),
-            ("qkv_multiscales", lambda x: all(type(y) is int and y > 0 for y in _as_list(x, [0]))),
+            (
+                "qkv_multiscales",
+                lambda x: all(type(y) is int and y > 0 for y in _list_or_default(x, [0])),
+            ),
             ("block_types", lambda x: x in _BLOCKS),
         ):
             config_values = config[f"{coder}_{key}"]
             block_values = (
                 [config_values] * block_counts[coder]
                 if isinstance(config_values, str)
-                else _as_list(config_values)
+                else _list_or_default(config_values)
             )
             if (
                 not block_values
@@ -103,7 +106,7 @@ def _check_block_lists(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _as_list(value: Any, otherwise: list[Any] | None = None) -> list[Any]:
+def _list_or_default(value: Any, otherwise: list[Any] | None = None) -> list[Any]:
     return value if isinstance(value, list) else otherwise or []
 
 
@@ -117,7 +120,7 @@ def list_dc_vae_shapes(config: dict[str, Any]) -> Shapes:
         **expect_convolution("encoder.conv_out", latent_channels, encoder_widths[-1]),
         **expect_convolution("decoder.conv_in", decoder_widths[-1], latent_channels),
         **prefix_shapes("decoder.up_blocks", _expect_coder_shapes(config, "decoder")),
-        **expect_affine("decoder.norm_out", decoder_widths[0]),
+        **expect_weight_and_bias("decoder.norm_out", decoder_widths[0]),
         **expect_convolution("decoder.conv_out", image_channels, decoder_widths[0]),
     }
 
@@ -161,7 +164,7 @@ def _expect_residual(width: int) -> Shapes:
     return {
         **expect_convolution("conv1", width, width),
         "conv2.weight": [width, width, 3, 3],
-        **expect_affine("norm", width),
+        **expect_weight_and_bias("norm", width),
     }
 
 
@@ -174,9 +177,9 @@ def _expect_attention(width: int, head: int, kernel_sizes: list[int]) -> Shapes:
         shapes[f"{scale_name}.proj_out.weight"] = [3 * attention_width, head, 1, 1]
     return shapes | {
         "attn.to_out.weight": [width, attention_width * (1 + len(kernel_sizes))],
-        **expect_affine("attn.norm_out", width),
+        **expect_weight_and_bias("attn.norm_out", width),
         **expect_convolution("conv_out.conv_inverted", 2 * expanded_width, width, kernel=1),
         **expect_convolution("conv_out.conv_depth", 2 * expanded_width, 1),
         "conv_out.conv_point.weight": [width, expanded_width, 1, 1],
-        **expect_affine("conv_out.norm", width),
+        **expect_weight_and_bias("conv_out.norm", width),
     }

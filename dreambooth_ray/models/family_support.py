@@ -35,7 +35,7 @@ def _list_unsupported(config: Config, family: ModelFamily) -> Iterator[Refusal]:
         is_guided = sampling_params.given_values.get("guidance_scale", 1) != 1
         if is_guided and not family.has_guidance:
             yield f"{key}.guidance_scale", sampling_params.guidance_scale, "leave it out"
-        if guidance_key := find_unsupported_guidance(family, sampling_params):
+        if guidance_key := find_unsupported_guidance_key(family, sampling_params):
             yield f"{key}.{guidance_key}", getattr(sampling_params, guidance_key), "leave it out"
         if sampling_params.clip_skip and not family.can("clip_skip"):
             yield f"{key}.clip_skip", sampling_params.clip_skip, "set it 0"
@@ -74,7 +74,7 @@ def _list_unsupported_flow_losses(config: Config) -> Iterator[Refusal]:
         yield "loss.zero_terminal_snr", "true", "set it false: it begins in pure noise anyway"
 
 
-def find_unsupported_guidance(family: ModelFamily, params: SamplingParams) -> str:
+def find_unsupported_guidance_key(family: ModelFamily, params: SamplingParams) -> str:
     """The first that is about a prediction without the prompt, of a family that makes none."""
     sampling_fields = SamplingParams.model_fields
     guidance_keys = ("guidance_rescale", "guidance_interval", "guidance_every")

@@ -93,7 +93,7 @@ class FlowFunctions(ModelFunctions):
         """The more, the more tokens an image has: along the scheduler's line."""
         scheduler_config = parts.schedule.config
         shift: float = calculate_shift(
-            self.count_tokens(parts, latent_shape),
+            self.count_image_tokens(parts, latent_shape),
             scheduler_config.base_image_seq_len,
             scheduler_config.max_image_seq_len,
             scheduler_config.base_shift,
@@ -101,7 +101,7 @@ class FlowFunctions(ModelFunctions):
         )
         return shift
 
-    def count_tokens(self, parts: Components, latent_shape: tuple[int, int]) -> int:
+    def count_image_tokens(self, parts: Components, latent_shape: tuple[int, int]) -> int:
         """Of an image."""
         patch_side = self.patch_side(parts)
         return (latent_shape[0] // patch_side) * (latent_shape[1] // patch_side)

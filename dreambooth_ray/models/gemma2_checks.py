@@ -22,11 +22,13 @@ def check_gemma2(folder: Path) -> int:
             f"{path}: num_attention_heads={config_counts['num_attention_heads']} does not divide "
             f"hidden_size={config_counts['hidden_size']}"
         )
-    check_shapes(folder, expect_gemma2(config_counts), ("lm_head.weight",), dropped_prefix=_LEVEL)
+    check_shapes(
+        folder, list_gemma2_shapes(config_counts), ("lm_head.weight",), dropped_prefix=_LEVEL
+    )
     return config_counts["hidden_size"]
 
 
-def expect_gemma2(counts: dict[str, int]) -> Shapes:
+def list_gemma2_shapes(counts: dict[str, int]) -> Shapes:
     """Shape of each tensor; counts: of the configuration, by its keys"""
     hidden_size, head_dim = counts["hidden_size"], counts["head_dim"]
     query_width, key_width = (

@@ -155,14 +155,14 @@ class GraphedTraining:
                 device_type, autocast_dtype, enabled=is_autocast, cache_enabled=False
             ):
                 return torch.cuda.make_graphed_callables(
-                    _RecordedModule(self._network), example_inputs, allow_unused_input=True
+                    _GraphCaptureWrapper(self._network), example_inputs, allow_unused_input=True
                 )
         except (RuntimeError, torch.OutOfMemoryError) as error:
             logger.warning("training runs without CUDA graphs: %s", str(error).splitlines()[0])
             return None
 
 
-class _RecordedModule(nn.Module):
+class _GraphCaptureWrapper(nn.Module):
     """torch replaces the forward of the module that it records: this one, and not the network."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -22,7 +22,7 @@ from dreambooth_ray.models.hub_errors import (
     explained_answers,
     hub_endpoint,
 )
-from dreambooth_ray.models.remote_files import RemoteFiles
+from dreambooth_ray.models.remote_model_files import RemoteModelFiles
 from dreambooth_ray.models.weight_cache import fetched_models_folder
 from dreambooth_ray.storage.local_files import replace_file
 
@@ -106,7 +106,7 @@ def find_any_snapshot(model: HubModel) -> Path | None:
     return Path(path).parent if isinstance(path, str) else None
 
 
-class HubFiles(RemoteFiles):
+class HubFiles(RemoteModelFiles):
     """The files of a repository at a commit, read in ranges: a cut-off answer is gone on with."""
 
     def __init__(self, model: HubModel, siblings: list[Any]) -> None:

@@ -76,8 +76,8 @@ def _make_peft_config(
         "target_modules": _resolve_targets(model, targets),
         "exclude_modules": "|".join(rf"{re.escape(unused_module)}\..+" for unused_module in unused)
         or None,
-        "rank_pattern": _select_layer_patterns(lora_config.rank_pattern, model),
-        "alpha_pattern": _select_layer_patterns(lora_config.resolved_alpha_pattern, model),
+        "rank_pattern": _select_matching_patterns(lora_config.rank_pattern, model),
+        "alpha_pattern": _select_matching_patterns(lora_config.resolved_alpha_pattern, model),
     }
     # peft types it as an integer and only ever divides it by the rank.
     alpha: Any = lora_config.resolved_alpha
@@ -95,7 +95,7 @@ def _make_peft_config(
     )
 
 
-def _select_layer_patterns(patterns: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+def _select_matching_patterns(patterns: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Those for layers of this model: readers of its file warn of others."""
     module_names = [module_name for module_name, _ in model.named_modules()]
     return {

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from dreambooth_ray.models.chat_template_checks import check_chat_template
-from dreambooth_ray.models.layer_shapes import expect_affine, prefix_shapes
+from dreambooth_ray.models.chat_template_checks import check_chat_template_files
+from dreambooth_ray.models.layer_shapes import expect_weight_and_bias, prefix_shapes
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.qwen3_checks import (
     DECODER_NAMES,
@@ -15,9 +15,9 @@ from dreambooth_ray.models.qwen3_checks import (
 from dreambooth_ray.models.shape_checks import (
     Shapes,
     check_shapes,
-    find_counts,
     read_section,
     repeat_shapes,
+    select_positive_counts,
 )
 from dreambooth_ray.models.weight_files import find_weights
 
@@ -53,7 +53,7 @@ def check_mistral3(folder: Path, tokenizer: Path, min_layers: int) -> int:
         for name, shape in expect_mistral3(path, config).items()
     }
     check_shapes(folder, expected_shapes, _UNREAD)
-    check_chat_template(tokenizer)
+    check_chat_template_files(tokenizer)
     # A processor's own settings, which bundles keep.
     for processor_config in sorted(tokenizer.glob("*processor_config.json")):
         read_json(processor_config)
@@ -71,9 +71,11 @@ def nest_name(name: str) -> str:
 def _read_text_counts(path: Path, config: dict[str, Any]) -> dict[str, int]:
     text_config = dict(read_section(path, config, "text_config"))
     if text_config.get("head_dim") is None:
-        head_counts = find_counts(path, text_config, "hidden_size", "num_attention_heads")
+        head_counts = select_positive_counts(
+            path, text_config, "hidden_size", "num_attention_heads"
+        )
         text_config["head_dim"] = head_counts["hidden_size"] // head_counts["num_attention_heads"]
-    return find_counts(path, text_config, *DECODER_NAMES, "head_dim")
+    return select_positive_counts(path, text_config, *DECODER_NAMES, "head_dim")
 
 
 def expect_mistral3(path: Path, config: dict[str, Any]) -> Shapes:
@@ -84,8 +86,8 @@ def expect_mistral3(path: Path, config: dict[str, Any]) -> Shapes:
     """
     text_counts = _read_text_counts(path, config)
     vision_config = _VISION_DEFAULTS | read_section(path, config, "vision_config")
-    vision_counts = find_counts(path, vision_config, *_VISION_DEFAULTS)
-    spatial_merge_counts = find_counts(
+    vision_counts = select_positive_counts(path, vision_config, *_VISION_DEFAULTS)
+    spatial_merge_counts = select_positive_counts(
         path, {"spatial_merge_size": 2} | config, "spatial_merge_size"
     )
     vision_feature_layers = config.get("vision_feature_layer", -1)
@@ -99,8 +101,8 @@ def expect_mistral3(path: Path, config: dict[str, Any]) -> Shapes:
             vision_width,
             vision_width * spatial_merge_counts["spatial_merge_size"] ** 2,
         ],
-        **expect_affine("linear_1", text_width, vision_width * num_vision_feature_layers),
-        **expect_affine("linear_2", text_width, text_width),
+        **expect_weight_and_bias("linear_1", text_width, vision_width * num_vision_feature_layers),
+        **expect_weight_and_bias("linear_2", text_width, text_width),
     }
     if not config.get("multimodal_projector_bias"):
         projector_shapes = {

@@ -21,7 +21,7 @@ from dreambooth_ray.models.weight_files import find_weights
 _DIMENSIONS = (2, 4)
 
 
-def check_method(config: Config, directory: Path) -> None:
+def check_training_settings(config: Config, directory: Path) -> None:
     """Refuse settings that this model can't be trained with.
 
     raises: ConfigError

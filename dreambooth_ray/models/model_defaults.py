@@ -3,7 +3,7 @@
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import FAMILY_LOSS_KEYS
 from dreambooth_ray.models.family import ModelFamily
-from dreambooth_ray.models.model_source import find_shipped_model
+from dreambooth_ray.models.model_source import find_packaged_model
 
 
 def fill_model_defaults(config: Config, family: ModelFamily) -> Config:
@@ -42,7 +42,7 @@ def fill_model_defaults(config: Config, family: ModelFamily) -> Config:
     choice_config = config.choice
     if choice_config.protocol is None:
         evaluation_protocol = (
-            "toyworld-brief" if find_shipped_model(config.model.source) else "brief"
+            "toyworld-brief" if find_packaged_model(config.model.source) else "brief"
         )
         choice_config = choice_config.model_copy(update={"protocol": evaluation_protocol})
     section_changes = {"train": train_config, "loss": loss_config, "choice": choice_config}

@@ -14,7 +14,7 @@ from dreambooth_ray.config.training_images import TrainingImagesConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_location import fetch_source, outline_source
-from dreambooth_ray.models.model_source import find_shipped_model, parse_source
+from dreambooth_ray.models.model_source import find_packaged_model, parse_source
 from dreambooth_ray.models.weight_files import PICKLES, find_weights
 from dreambooth_ray.models.weight_values import check_finite_weights
 from dreambooth_ray.storage import paths
@@ -36,7 +36,7 @@ def model_directory(uri: str, key: str = "model.uri") -> Path:
     raises: ConfigError naming the file or folder that is missing or can't be used, and what
         `model_location.fetch_source` raises
     """
-    if shipped_model_folder := find_shipped_model(uri):
+    if shipped_model_folder := find_packaged_model(uri):
         return shipped_model_folder
     if not parse_source(uri).is_directory:
         model_outline(uri, key)  # refused before anything large is on its way
@@ -49,7 +49,7 @@ def model_outline(uri: str, key: str = "model.uri") -> Path:
     Of weights that are not on this host, the headers are there and not a tensor; of those that are,
     no more is looked at. What can be refused by that comes before anybody waits for the rest.
     """
-    if shipped_model_folder := find_shipped_model(uri):
+    if shipped_model_folder := find_packaged_model(uri):
         return shipped_model_folder
     return _check_model_folder(outline_source(uri, key), uri, key, whole=False)
 
@@ -95,7 +95,7 @@ def _check_adapter_bundle(folder: Path, uri: str, digest: str, key: str, whole: 
         raise ConfigError(
             f"{key}: {folder} adapts the model {uri!r}, which can't be used: {error}"
         ) from error
-    if whole and not has_model_hash(base_folder, digest):
+    if whole and not has_matching_hash(base_folder, digest):
         raise ConfigError(
             f"{key}: {folder} adapts {uri!r} as it was when trained, and that model has changed "
             "since; bring the old one back, or train again"
@@ -170,7 +170,7 @@ def model_hash(directory: Path) -> str:
     return _hash_files(directory, _is_loaded_file)
 
 
-def has_model_hash(directory: Path, digest: str) -> bool:
+def has_matching_hash(directory: Path, digest: str) -> bool:
     """Whether a digest, from a bundle or a checkpoint, is this model's.
 
     Earlier versions took the hash over every file, also of weights that nothing loads.

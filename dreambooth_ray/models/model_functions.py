@@ -15,7 +15,7 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import (
     Components,
     build_empty_parts,
-    load_parts,
+    load_family_parts,
     load_scheduler,
 )
 from dreambooth_ray.models.conditioning import Conditioning
@@ -24,7 +24,7 @@ from dreambooth_ray.models.model_directory import compute_latent_factor
 from dreambooth_ray.models.prompt_limits import PromptLimitFunctions
 from dreambooth_ray.models.text_training import TextTraining
 from dreambooth_ray.objective.forward_process import ForwardProcess
-from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
+from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseScheduleConfig
 
 
 class ImageFrame(NamedTuple):
@@ -85,7 +85,7 @@ class ModelFunctions(ABC):
 
     def load(self, directory: Path) -> Components:
         """All parts in float32, the VAE frozen; raises ConfigError naming the part at fault."""
-        return load_parts(self, directory)
+        return load_family_parts(self, directory)
 
     @abstractmethod
     def build_pipeline(self, parts: Components, directory: Path) -> DiffusionPipeline:
@@ -99,7 +99,7 @@ class ModelFunctions(ABC):
             **parts.tokenizers,
         }
 
-    def build_empty(self, directory: Path) -> Components:
+    def build_empty_components(self, directory: Path) -> Components:
         """The networks by their configurations alone, as the current torch device makes them.
 
         On the meta device that costs no memory. The tokenizers and the schedule are left out.
@@ -224,7 +224,7 @@ class ModelFunctions(ABC):
     @abstractmethod
     def noise_schedule(
         self, parts: Components, latent_shape: tuple[int, int], num_steps: int
-    ) -> NoiseSchedule | FlowSchedule:
+    ) -> NoiseScheduleConfig | FlowSchedule:
         """What a solver of so many steps goes along."""
 
     def guide(

@@ -19,14 +19,14 @@ from dreambooth_ray.models.hub_errors import HubModel, HubUnreachableError
 from dreambooth_ray.models.model_source import (
     SUFFIXES,
     ModelSource,
-    explain_source,
+    add_source_to_error,
     find_hub_id,
-    find_shipped_model,
+    find_packaged_model,
     parse_source,
 )
 from dreambooth_ray.models.part_configs import read_json
-from dreambooth_ray.models.remote_files import (
-    RemoteFiles,
+from dreambooth_ray.models.remote_model_files import (
+    RemoteModelFiles,
     count_bytes,
     download_model,
     write_outline,
@@ -34,7 +34,7 @@ from dreambooth_ray.models.remote_files import (
 from dreambooth_ray.models.store_files import is_url, open_store_file, open_store_model
 from dreambooth_ray.models.weight_cache import add_model_to_cache, find_cached_model
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.file_hashes import cache_folder, cached_file_hash
+from dreambooth_ray.storage.file_hashes import cached_file_hash, dreambooth_cache_folder
 
 _MAX_OUTLINE_AGE_S = 7 * 86_400.0
 _WHAT = (
@@ -63,7 +63,7 @@ def fetch_part(uri: str, part: str, key: str) -> Path:
     )
     if ModelSource(uri).is_directory and not Path(uri).expanduser().is_dir():
         raise ConfigError(f"{key}={uri!r} is no directory here; {accepted_sources}")
-    part_folder = _ModelLocator(key, whole=True)._locate_uri(uri, part=part)
+    part_folder = _ModelLocator(key, whole=True)._locate_one_source(uri, part=part)
     if not (part_folder / "config.json").is_file():
         raise ConfigError(f"{key}={uri!r} has no config.json; {accepted_sources}")
     return part_folder
@@ -87,7 +87,7 @@ class _ModelLocator:
                 f"model.prediction_type={source.prediction_type} is for single files; the "
                 f"scheduler of {source.uri!r} says what it predicts: unset it"
             )
-        base_folder = self._locate_uri(source.uri, source.prediction_type)
+        base_folder = self._locate_one_source(source.uri, source.prediction_type)
         if source.vae or source.text_encoder:
             base_folder = _find_whole_model(base_folder, self._key, source.uri)
         part_folders = {
@@ -97,9 +97,9 @@ class _ModelLocator:
         }
         return _link_parts(base_folder, part_folders) if part_folders else base_folder
 
-    def _locate_uri(self, uri: str, prediction_type: str = "", part: str = "") -> Path:
+    def _locate_one_source(self, uri: str, prediction_type: str = "", part: str = "") -> Path:
         """part: of a model of which no more is needed"""
-        if shipped_model_folder := find_shipped_model(uri):
+        if shipped_model_folder := find_packaged_model(uri):
             return shipped_model_folder
         try:
             if hub_id := find_hub_id(uri):
@@ -112,7 +112,7 @@ class _ModelLocator:
             if path.is_file() and path.suffix in SUFFIXES:
                 return self._convert_single_file(path, prediction_type)
         except DreamBoothError as error:
-            raise explain_source(uri, self._key, error) from error
+            raise add_source_to_error(uri, self._key, error) from error
         if not path.is_dir():
             raise ConfigError(
                 f"{self._key}={uri!r} is neither 'toyworld' nor a directory or file here; {_WHAT}"
@@ -133,7 +133,7 @@ class _ModelLocator:
         snapshot = hub_files.find_hub_snapshot(files, [*config_file_names, *weight_file_names])
         return snapshot or self._fetch_files(files, part)
 
-    def _fetch_files(self, files: RemoteFiles, part: str) -> Path:
+    def _fetch_files(self, files: RemoteModelFiles, part: str) -> Path:
         cache_key = _hash_text(f"{files.version} {part}")
         if not self._whole:
             outline = find_cached_model(cache_key)
@@ -188,7 +188,7 @@ class _ModelLocator:
         path = Path(uri).expanduser().absolute()
         if part == "vae" and path.is_file() and path.suffix in SUFFIXES:
             return self._convert_vae_file(path, read_json(base / "vae" / "config.json"))
-        folder = _ModelLocator(key, whole=self._whole)._locate_uri(uri, part=part)
+        folder = _ModelLocator(key, whole=self._whole)._locate_one_source(uri, part=part)
         for candidate_folder in (folder / part, folder):
             if (candidate_folder / "config.json").is_file():
                 return candidate_folder
@@ -218,14 +218,14 @@ def _hash_text(text: str) -> str:
 
 
 def _make_outline(key: str, write: Callable[[Path], None]) -> Path:
-    outline = cache_folder() / "outlines" / key
+    outline = dreambooth_cache_folder() / "outlines" / key
     if not outline.is_dir():
         _remove_old_outlines(outline.parent)
-        _make_folder(outline, write)
+        _make_folder_atomically(outline, write)
     return outline
 
 
-def _make_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def _make_folder_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     """A folder that is there once it is whole; of several processes the first one's stays."""
     partial_folder = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
     partial_folder.mkdir(mode=0o700, parents=True)
@@ -266,12 +266,12 @@ def _link_parts(base: Path, parts: dict[str, Path]) -> Path:
     link_targets_json = json.dumps(
         {entry_name: str(path) for entry_name, path in sorted(link_targets.items())}
     )
-    folder = cache_folder() / "composed" / _hash_text(link_targets_json)
+    folder = dreambooth_cache_folder() / "composed" / _hash_text(link_targets_json)
 
     def link_entries(partial: Path) -> None:
         for entry_name, path in link_targets.items():
             (partial / entry_name).symlink_to(path)
 
     if not folder.is_dir():
-        _make_folder(folder, link_entries)
+        _make_folder_atomically(folder, link_entries)
     return folder

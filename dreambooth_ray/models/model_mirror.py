@@ -22,7 +22,7 @@ from dreambooth_ray.models.model_directory import (
 )
 from dreambooth_ray.models.model_source import (
     find_hub_id,
-    find_shipped_model,
+    find_packaged_model,
     parse_source,
     pin_source,
 )
@@ -70,7 +70,7 @@ def share_model(uri: str, key: str, storage: Store) -> Path:
     return folder
 
 
-def send_model(text: str, key: str, storage: Store) -> str:
+def upload_local_model(text: str, key: str, storage: Store) -> str:
     """Where other hosts find a model: one of this host is put into the storage that they read.
 
     key: the setting to name in an error
@@ -95,11 +95,12 @@ def send_model(text: str, key: str, storage: Store) -> str:
 def _is_on_this_host(text: str) -> bool:
     """Whether anything that a source names is a folder or a file of this host."""
     return any(
-        not (find_shipped_model(uri) or is_url(uri) or find_hub_id(uri)) for uri in _list_uris(text)
+        not (find_packaged_model(uri) or is_url(uri) or find_hub_id(uri))
+        for uri in _list_source_uris(text)
     )
 
 
-def _list_uris(text: str) -> list[str]:
+def _list_source_uris(text: str) -> list[str]:
     source = parse_source(text)
     return [uri for uri in (source.uri, source.vae, source.text_encoder) if uri]
 
@@ -107,18 +108,18 @@ def _list_uris(text: str) -> list[str]:
 def publish_model(folder: Path, digest: str, storage: Store) -> None:
     """Put a model into a storage, unless it is there. digest: its `model_hash`"""
     artifact_name = paths.model(digest)
-    if manifest.find_metadata_mismatch(storage, artifact_name) is None:
+    if manifest.find_size_or_checksum_mismatch(storage, artifact_name) is None:
         return
     with scratch_folder("model") as staging_folder:
         for file_name in list_loaded_files(folder):
             (staging_folder / file_name).parent.mkdir(parents=True, exist_ok=True)
             (staging_folder / file_name).symlink_to((folder / file_name).resolve())
         manifest.commit_artifact(
-            storage, artifact_name, staging_folder, _read_manifest_about(folder)
+            storage, artifact_name, staging_folder, _make_manifest_about(folder)
         )
 
 
-def _read_manifest_about(folder: Path) -> dict[str, object]:
+def _make_manifest_about(folder: Path) -> dict[str, object]:
     """What a model's manifest says of it: of adapters, their base model."""
     if adapted_base(folder) is None:
         return {"kind": "model"}
@@ -141,7 +142,7 @@ def locate_model(directory: str, digest: str, uri: str) -> Path:
         )
         return cached_folder or path
     try:
-        return _fetch_model(digest, Store(_find_storage(uri)))
+        return _fetch_model_by_hash(digest, Store(_parse_storage_uri(uri)))
     except CheckpointError as error:
         raise CheckpointError(
             f"model.uri: {directory} is not on {socket.gethostname()}, and the storage that hosts "
@@ -152,12 +153,12 @@ def locate_model(directory: str, digest: str, uri: str) -> Path:
 
 def _fetch_shared_model(storage: Store, mark: str) -> Path | None:
     try:
-        return _fetch_model(str(json.loads(storage.read(mark))["model_hash"]), storage)
+        return _fetch_model_by_hash(str(json.loads(storage.read(mark))["model_hash"]), storage)
     except (FileNotFoundError, CheckpointError):
         return None  # nobody has put it there yet, or it was removed since
 
 
-def _fetch_model(digest: str, storage: Store) -> Path:
+def _fetch_model_by_hash(digest: str, storage: Store) -> Path:
     cache_key, artifact_name = digest[:_KEY_DIGITS], paths.model(digest)
     if cached_folder := find_cached_model(cache_key):
         return cached_folder
@@ -171,7 +172,7 @@ def _fetch_model(digest: str, storage: Store) -> Path:
     return add_model_to_cache(cache_key, sum(file.size_bytes for file in files), download_copy)
 
 
-def _find_storage(uri: str) -> str:
+def _parse_storage_uri(uri: str) -> str:
     """The storage that a run or a set of class images lies in."""
     for parent_name in ("runs", paths.PRIORS):
         storage_uri, _, artifact_name = uri.rpartition(f"/{parent_name}/")
@@ -182,7 +183,9 @@ def _find_storage(uri: str) -> str:
 
 def _is_pinned_on_hub(text: str) -> bool:
     """Whether all that a source names is of the hub, at commits, or ships."""
-    source_hub_ids = [find_hub_id(uri) for uri in _list_uris(text) if not find_shipped_model(uri)]
+    source_hub_ids = [
+        find_hub_id(uri) for uri in _list_source_uris(text) if not find_packaged_model(uri)
+    ]
     return bool(source_hub_ids) and all(
         model is not None and model.is_pinned for model in source_hub_ids
     )

@@ -50,7 +50,7 @@ class ModelSource:
         )
 
 
-def find_shipped_model(uri: str) -> Path | None:
+def find_packaged_model(uri: str) -> Path | None:
     """The directory of a model that the package has in it; None for all else."""
     folder_name = _SHIPPED.get(uri)
     return (
@@ -92,7 +92,7 @@ def pin_source(text: str, key: str) -> str:
             return str(hub_files.pin_model(hub_id)) if hub_id else uri
         except DreamBoothError as error:
             setting_key = key if name == "uri" else f"model.{name}"
-            raise explain_source(uri, setting_key, error) from error
+            raise add_source_to_error(uri, setting_key, error) from error
 
     return _map_uris(text, pin_uri)
 
@@ -102,7 +102,7 @@ def find_hub_id(uri: str) -> HubModel | None:
     return None if Path(uri).expanduser().exists() else hub_files.parse_hub_id(uri)
 
 
-def explain_source(uri: str, key: str, error: DreamBoothError) -> DreamBoothError:
+def add_source_to_error(uri: str, key: str, error: DreamBoothError) -> DreamBoothError:
     """The same kind of error, with its key; of a hub id that might have been meant as a path."""
     is_hub_failure = isinstance(error, NoSuchModelError | HubUnreachableError)
     path = str(Path(uri).expanduser().absolute())

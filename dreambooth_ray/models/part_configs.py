@@ -76,10 +76,10 @@ def read_part_config(directory: Path, part: str) -> dict[str, Any]:
 
     raises: ConfigError naming the file that is missing or no JSON object
     """
-    return DEFAULTS[find_part_kind(part)] | read_json(directory / part / CONFIG_FILES[part])
+    return DEFAULTS[strip_part_number(part)] | read_json(directory / part / CONFIG_FILES[part])
 
 
-def find_part_kind(part: str) -> str:
+def strip_part_number(part: str) -> str:
     """The first part of a part's kind: text_encoder of text_encoder_2."""
     return part.removesuffix("_2")
 

@@ -62,19 +62,19 @@ def check_parts(directory: Path, family: ModelFamily) -> None:
                     f"{class_source} says that {part.name} is a {class_name}, not a "
                     f"{part.class_name}; {directory_requirement}"
                 )
-        _check_values(path, config, part)
+        _check_config_values(path, config, part)
     for encoder in family.text_encoders:
         check_tokenizer(directory, encoder)
 
 
-def _check_values(path: Path, config: dict[str, Any], part: Part) -> None:
-    _check_layer_counts(path, config)
+def _check_config_values(path: Path, config: dict[str, Any], part: Part) -> None:
+    _check_layer_count_limit(path, config)
     kind = _CHECKED_CLASSES.get(part.class_name)
     if kind and (problem := find_bad_value(kind, DEFAULTS[kind] | config)):
         raise ConfigError(f"{path}: {problem}; {COPY_AGAIN}")
 
 
-def _check_layer_counts(path: Path, config: dict[str, Any]) -> None:
+def _check_layer_count_limit(path: Path, config: dict[str, Any]) -> None:
     """Tensors of all layers are listed before they are looked for."""
     sections = [config]
     for section in sections:

@@ -105,7 +105,7 @@ def autocast_dtype(precision: str) -> torch.dtype:
     return _AUTOCAST_DTYPES.get(precision, torch.float32)
 
 
-def choose_device(network: nn.Module, device: torch.device) -> torch.device:
+def choose_fitting_device(network: nn.Module, device: torch.device) -> torch.device:
     """The device where a frozen network's weights fit into its free memory, else the CPU."""
     if device.type != "cuda":
         return device
@@ -147,7 +147,7 @@ def cast_frozen_layers(model: nn.Module, precision: str) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
-def cast_trained_layers(model: nn.Module, weight_dtype: str) -> None:
+def cast_to_weight_dtype(model: nn.Module, weight_dtype: str) -> None:
     """Give trained linear and convolution layers the dtype that they are trained in, in place.
 
     Norms, embeddings and magnitudes stay in float32: they are small, and matter much.

@@ -28,11 +28,11 @@ def tokenize_windows(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
     Shorter texts end in windows of the empty text, as in `PromptEncoder.encode_pair`.
     """
-    text_windows = [_tokenize_to_windows(tokenizer, text) for text in texts]
+    text_windows = [_tokenize_text_to_windows(tokenizer, text) for text in texts]
     num_windows = max(len(windows) for windows in text_windows)
     if num_windows == 1:
         return torch.cat(text_windows)
-    empty_window = _tokenize_to_windows(tokenizer, "")
+    empty_window = _tokenize_text_to_windows(tokenizer, "")
     return torch.stack(
         [
             torch.cat([windows, *[empty_window] * (num_windows - len(windows))])
@@ -41,7 +41,7 @@ def tokenize_windows(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     )
 
 
-def _tokenize_to_windows(tokenizer: CLIPTokenizer, text: str) -> Tensor:
+def _tokenize_text_to_windows(tokenizer: CLIPTokenizer, text: str) -> Tensor:
     """(k, L) int64 of one text."""
     window_length = int(tokenizer.model_max_length)
     token_ids: Tensor = tokenizer(
@@ -87,11 +87,11 @@ def embed_pooled_windows(
     """
     pooled_windows: list[Tensor] = []
 
-    def encode_states(flat_ids: Tensor) -> Tensor:
+    def encode_and_keep_pooled(flat_ids: Tensor) -> Tensor:
         hidden, pooled = encode(flat_ids)
         pooled_windows.append(pooled)
         return hidden
 
-    hidden = embed_windows(encode_states, ids, end_id)
+    hidden = embed_windows(encode_and_keep_pooled, ids, end_id)
     num_windows = 1 if ids.ndim == 2 else ids.shape[1]
     return hidden, pooled_windows[0][::num_windows]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.layer_shapes import expect_affine
+from dreambooth_ray.models.layer_shapes import expect_weight_and_bias
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.qwen3_checks import (
     DECODER_NAMES,
@@ -14,9 +14,9 @@ from dreambooth_ray.models.qwen3_checks import (
 from dreambooth_ray.models.shape_checks import (
     Shapes,
     check_shapes,
-    find_counts,
     read_section,
     repeat_shapes,
+    select_positive_counts,
 )
 from dreambooth_ray.models.weight_files import find_weights
 
@@ -33,7 +33,7 @@ def check_qwen25_vl(folder: Path) -> int:
     """The width of its hidden states; raises: ConfigError naming the file"""
     path = folder / "config.json"
     config = read_json(path)
-    text_counts = find_counts(path, _read_text_config(config), *DECODER_NAMES)
+    text_counts = select_positive_counts(path, _read_text_config(config), *DECODER_NAMES)
     if text_counts["hidden_size"] % text_counts["num_attention_heads"]:
         raise ConfigError(
             f"{path}: num_attention_heads={text_counts['num_attention_heads']} does not divide "
@@ -68,9 +68,11 @@ def expect_qwen25_vl(path: Path, config: dict[str, Any]) -> Shapes:
     path: of the configuration, to name in an error
     raises: ConfigError for a number that is none
     """
-    text_counts = find_counts(path, _read_text_config(config), *DECODER_NAMES)
+    text_counts = select_positive_counts(path, _read_text_config(config), *DECODER_NAMES)
     vision_config = read_section(path, config, "vision_config")
-    vision_counts = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
+    vision_counts = select_positive_counts(
+        path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS
+    )
     return {
         **expect_vision(vision_counts),
         **expect_language_model(text_counts, _expect_layer(text_counts)),
@@ -82,9 +84,9 @@ def _expect_layer(counts: dict[str, int]) -> Shapes:
     hidden_size, mlp_width = counts["hidden_size"], counts["intermediate_size"]
     key_width = hidden_size // counts["num_attention_heads"] * counts["num_key_value_heads"]
     return {
-        **expect_affine("self_attn.q_proj", hidden_size, hidden_size),
-        **expect_affine("self_attn.k_proj", key_width, hidden_size),
-        **expect_affine("self_attn.v_proj", key_width, hidden_size),
+        **expect_weight_and_bias("self_attn.q_proj", hidden_size, hidden_size),
+        **expect_weight_and_bias("self_attn.k_proj", key_width, hidden_size),
+        **expect_weight_and_bias("self_attn.v_proj", key_width, hidden_size),
         **expect_behind_attention(hidden_size, mlp_width, hidden_size),
     }
 
@@ -100,11 +102,11 @@ def expect_vision(counts: dict[str, int]) -> Shapes:
     block_shapes: Shapes = {
         "norm1.weight": [vision_width],
         "norm2.weight": [vision_width],
-        **expect_affine("attn.qkv", 3 * vision_width, vision_width),
-        **expect_affine("attn.proj", vision_width, vision_width),
-        **expect_affine("mlp.gate_proj", mlp_width, vision_width),
-        **expect_affine("mlp.up_proj", mlp_width, vision_width),
-        **expect_affine("mlp.down_proj", vision_width, mlp_width),
+        **expect_weight_and_bias("attn.qkv", 3 * vision_width, vision_width),
+        **expect_weight_and_bias("attn.proj", vision_width, vision_width),
+        **expect_weight_and_bias("mlp.gate_proj", mlp_width, vision_width),
+        **expect_weight_and_bias("mlp.up_proj", mlp_width, vision_width),
+        **expect_weight_and_bias("mlp.down_proj", vision_width, mlp_width),
     }
     patch_kernel_shape = [
         counts["in_channels"],
@@ -116,6 +118,6 @@ def expect_vision(counts: dict[str, int]) -> Shapes:
         "visual.patch_embed.proj.weight": [vision_width, *patch_kernel_shape],
         **repeat_shapes("visual.blocks", counts["depth"], block_shapes),
         "visual.merger.ln_q.weight": [vision_width],
-        **expect_affine("visual.merger.mlp.0", merged_width, merged_width),
-        **expect_affine("visual.merger.mlp.2", counts["out_hidden_size"], merged_width),
+        **expect_weight_and_bias("visual.merger.mlp.0", merged_width, merged_width),
+        **expect_weight_and_bias("visual.merger.mlp.2", counts["out_hidden_size"], merged_width),
     }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.chat_template_checks import check_chat_template
+from dreambooth_ray.models.chat_template_checks import check_chat_template_files
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
 from dreambooth_ray.models.weight_files import find_weights
 
@@ -32,7 +32,7 @@ def check_qwen3(folder: Path, tokenizer: Path, min_layers: int) -> int:
     }
     # Tied to the embeddings, or of no use here.
     check_shapes(folder, expected_shapes, unread=("lm_head.weight",))
-    check_chat_template(tokenizer)
+    check_chat_template_files(tokenizer)
     return config_counts["hidden_size"]
 
 

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.layer_shapes import expect_affine, prefix_shapes
+from dreambooth_ray.models.layer_shapes import expect_weight_and_bias, prefix_shapes
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.qwen3_checks import DECODER_NAMES, check_depth, expect_qwen3
 from dreambooth_ray.models.shape_checks import (
     Shapes,
     check_shapes,
-    find_counts,
     read_section,
     repeat_shapes,
+    select_positive_counts,
 )
 
 _LEVEL = "model."  # of names, of files with the whole language model
@@ -41,7 +41,7 @@ def check_qwen3_vl(folder: Path, last_layer: int) -> int:
 
 def _read_text_counts(path: Path, config: dict[str, Any]) -> dict[str, int]:
     text_config = {"head_dim": 128} | read_section(path, config, "text_config")
-    return find_counts(path, text_config, *DECODER_NAMES, "head_dim")
+    return select_positive_counts(path, text_config, *DECODER_NAMES, "head_dim")
 
 
 def expect_qwen3_vl(path: Path, config: dict[str, Any]) -> Shapes:
@@ -52,7 +52,9 @@ def expect_qwen3_vl(path: Path, config: dict[str, Any]) -> Shapes:
     """
     text_shapes = expect_qwen3(_read_text_counts(path, config))
     vision_config = read_section(path, config, "vision_config")
-    vision_counts = find_counts(path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS)
+    vision_counts = select_positive_counts(
+        path, _VISION_DEFAULTS | vision_config, *_VISION_DEFAULTS
+    )
     deepstack_layers = vision_config.get(_DEEPSTACK, _DEEPSTACK_LAYERS)
     if not isinstance(deepstack_layers, list):
         raise ConfigError(f"{path}: {_DEEPSTACK}={deepstack_layers!r} must be a list of layers")
@@ -74,16 +76,16 @@ def _expect_vision(counts: dict[str, int], num_deepstack: int) -> Shapes:
     )
     merged_width = vision_width * counts["spatial_merge_size"] ** 2
     block_shapes: Shapes = {
-        **expect_affine("norm1", vision_width),
-        **expect_affine("norm2", vision_width),
-        **expect_affine("attn.qkv", 3 * vision_width, vision_width),
-        **expect_affine("attn.proj", vision_width, vision_width),
-        **expect_affine("mlp.linear_fc1", mlp_width, vision_width),
-        **expect_affine("mlp.linear_fc2", vision_width, mlp_width),
+        **expect_weight_and_bias("norm1", vision_width),
+        **expect_weight_and_bias("norm2", vision_width),
+        **expect_weight_and_bias("attn.qkv", 3 * vision_width, vision_width),
+        **expect_weight_and_bias("attn.proj", vision_width, vision_width),
+        **expect_weight_and_bias("mlp.linear_fc1", mlp_width, vision_width),
+        **expect_weight_and_bias("mlp.linear_fc2", vision_width, mlp_width),
     }
     merger_shapes: Shapes = {
-        **expect_affine("linear_fc1", merged_width, merged_width),
-        **expect_affine("linear_fc2", counts["out_hidden_size"], merged_width),
+        **expect_weight_and_bias("linear_fc1", merged_width, merged_width),
+        **expect_weight_and_bias("linear_fc2", counts["out_hidden_size"], merged_width),
     }
     patch_kernel_shape = [
         counts["in_channels"],
@@ -91,11 +93,11 @@ def _expect_vision(counts: dict[str, int], num_deepstack: int) -> Shapes:
         patch_size,
         patch_size,
     ]
-    deepstack_shapes = merger_shapes | expect_affine("norm", merged_width)
+    deepstack_shapes = merger_shapes | expect_weight_and_bias("norm", merged_width)
     return {
-        **expect_affine("patch_embed.proj", vision_width, *patch_kernel_shape),
+        **expect_weight_and_bias("patch_embed.proj", vision_width, *patch_kernel_shape),
         "pos_embed.weight": [counts["num_position_embeddings"], vision_width],
         **repeat_shapes("blocks", counts["depth"], block_shapes),
-        **prefix_shapes("merger", merger_shapes | expect_affine("norm", vision_width)),
+        **prefix_shapes("merger", merger_shapes | expect_weight_and_bias("norm", vision_width)),
         **repeat_shapes("deepstack_merger_list", num_deepstack, deepstack_shapes),
     }

@@ -11,12 +11,12 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.layer_shapes import (
     Shapes,
-    expect_affine,
     expect_convolution,
+    expect_weight_and_bias,
     prefix_shapes,
 )
 from dreambooth_ray.models.part_configs import read_json
-from dreambooth_ray.models.shape_checks import check_shapes, find_counts
+from dreambooth_ray.models.shape_checks import check_shapes, select_positive_counts
 
 # Of AutoencoderKLQwenImage, where a configuration names none.
 _COUNTS = {"base_dim": 96, "z_dim": 16, "num_res_blocks": 2, "input_channels": 3}
@@ -42,7 +42,7 @@ def compute_qwen_vae_factor(config: Mapping[str, Any]) -> int:
 def check_qwen_vae(folder: Path) -> int:
     """The channels of its latents; raises: ConfigError naming the file"""
     path, config = folder / "config.json", read_qwen_vae(folder)
-    config_counts = find_counts(path, config, *_COUNTS)
+    config_counts = select_positive_counts(path, config, *_COUNTS)
     _check_lists(path, config)
     if config_counts["input_channels"] != _NUM_CHANNELS:
         raise ConfigError(
@@ -112,7 +112,9 @@ def _expect_encoder(config: dict[str, Any], widths: list[int]) -> Shapes:
         if index < len(config["temperal_downsample"]):
             resample_shapes = expect_convolution("resample.1", block_width, block_width)
             if config["temperal_downsample"][index]:
-                resample_shapes |= expect_affine("time_conv", block_width, block_width, 3, 1, 1)
+                resample_shapes |= expect_weight_and_bias(
+                    "time_conv", block_width, block_width, 3, 1, 1
+                )
             down_block_shapes.append(resample_shapes)
         input_width = block_width
     encoder_shapes = _expect_causal_convolution(
@@ -120,7 +122,7 @@ def _expect_encoder(config: dict[str, Any], widths: list[int]) -> Shapes:
     )
     for number, block_shapes in enumerate(down_block_shapes):
         encoder_shapes |= prefix_shapes(f"down_blocks.{number}", block_shapes)
-    return encoder_shapes | _expect_last_layers(input_width, 2 * config["z_dim"])
+    return encoder_shapes | _expect_middle_and_output(input_width, 2 * config["z_dim"])
 
 
 def _expect_decoder(config: dict[str, Any], widths: list[int]) -> Shapes:
@@ -140,15 +142,15 @@ def _expect_decoder(config: dict[str, Any], widths: list[int]) -> Shapes:
                 "upsamplers.0.resample.1", block_width // 2, block_width
             )
             if upsamples_time[index]:
-                block_shapes |= expect_affine(
+                block_shapes |= expect_weight_and_bias(
                     "upsamplers.0.time_conv", 2 * block_width, block_width, 3, 1, 1
                 )
         decoder_shapes |= prefix_shapes(f"up_blocks.{index}", block_shapes)
-    end_shapes = _expect_last_layers(widths[0], config["input_channels"])
+    end_shapes = _expect_middle_and_output(widths[0], config["input_channels"])
     return decoder_shapes | end_shapes | _expect_middle(widths[-1])
 
 
-def _expect_last_layers(width: int, num_channels: int) -> Shapes:
+def _expect_middle_and_output(width: int, num_channels: int) -> Shapes:
     """The middle and the last layers, where both are as wide."""
     return {
         **_expect_middle(width),
@@ -161,8 +163,8 @@ def _expect_middle(width: int) -> Shapes:
     return {
         **prefix_shapes("mid_block.resnets.0", _expect_residual(width, width)),
         "mid_block.attentions.0.norm.gamma": [width, 1, 1],
-        **expect_affine("mid_block.attentions.0.to_qkv", 3 * width, width, 1, 1),
-        **expect_affine("mid_block.attentions.0.proj", width, width, 1, 1),
+        **expect_weight_and_bias("mid_block.attentions.0.to_qkv", 3 * width, width, 1, 1),
+        **expect_weight_and_bias("mid_block.attentions.0.proj", width, width, 1, 1),
         **prefix_shapes("mid_block.resnets.1", _expect_residual(width, width)),
     }
 
@@ -182,4 +184,4 @@ def _expect_residual(inner: int, width: int) -> Shapes:
 
 
 def _expect_causal_convolution(name: str, width: int, inner: int, kernel: int = 3) -> Shapes:
-    return expect_affine(name, width, inner, kernel, kernel, kernel)
+    return expect_weight_and_bias(name, width, inner, kernel, kernel, kernel)

@@ -17,10 +17,10 @@ def read_counts(path: Path, *names: str, **defaults: int) -> dict[str, int]:
     defaults: where a file leaves them out
     raises: ConfigError naming the key
     """
-    return find_counts(path, defaults | read_json(path), *names, *defaults)
+    return select_positive_counts(path, defaults | read_json(path), *names, *defaults)
 
 
-def find_counts(path: Path, config: Mapping[str, Any], *names: str) -> dict[str, int]:
+def select_positive_counts(path: Path, config: Mapping[str, Any], *names: str) -> dict[str, int]:
     """As `read_counts`, of what a file holds or of a part of it. path: to name in an error"""
     for name in names:
         if type(config.get(name)) is not int or config[name] < 1:

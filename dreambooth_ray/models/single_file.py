@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import single_file_names as names
-from dreambooth_ray.models.remote_files import INDEX
+from dreambooth_ray.models.remote_model_files import INDEX
 from dreambooth_ray.models.single_file_layouts import (
     drop_layers,
     find_published_small_files,
@@ -92,7 +92,7 @@ def write_directory(model: SingleFile, folder: Path, *, whole: bool = True) -> N
         )
 
 
-def list_small_files(directory: Path) -> dict[str, str]:
+def read_small_files(directory: Path) -> dict[str, str]:
     """Configurations and vocabulary of a model directory, by name, without CLIP's vocabulary."""
     file_paths = [directory / INDEX]
     file_paths += [
@@ -151,7 +151,7 @@ def _find_parts(path: Path, tensors: Mapping[str, StoredTensor]) -> Parts:
         (
             model_title
             for name_prefix, model_title in _OTHERS.items()
-            if _has_name(tensors, name_prefix)
+            if _has_name_prefix(tensors, name_prefix)
         ),
         "",
     )
@@ -213,7 +213,7 @@ def _select_by_prefix(tensors: Mapping[str, StoredTensor], prefix: str) -> dict[
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _has_name(tensors: Mapping[str, StoredTensor], start: str) -> bool:
+def _has_name_prefix(tensors: Mapping[str, StoredTensor], start: str) -> bool:
     return any(n.removeprefix(names.UNET_PREFIX).startswith(start) for n in tensors)
 
 
@@ -239,7 +239,7 @@ def _convert_clip(clip: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Store
 
 def _convert_open_clip(clip: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
     for original_name, tensor in clip.items():
-        diffusers_names = names.find_open_clip_names(original_name)
+        diffusers_names = names.find_transformers_clip_names(original_name)
         for index, diffusers_name in enumerate(diffusers_names):
             size_bytes = (tensor.end - tensor.begin) // len(diffusers_names)
             begin_byte = tensor.begin + index * size_bytes

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.clip_vocabulary import make_clip_vocabulary
+from dreambooth_ray.models.clip_tokenizer_files import make_clip_tokenizer_files
 from dreambooth_ray.models.part_configs import DEFAULTS
 from dreambooth_ray.models.stored_tensors import Parts, StoredTensor
 from dreambooth_ray.models.weight_shapes import find_mismatch
@@ -34,7 +34,7 @@ def read_exported_small_files(text: str) -> dict[str, str]:
             f"{tokenizer_folder}/tokenizer_config.json" in small_files
             and not vocabulary_files & small_files.keys()
         ):
-            small_files |= make_clip_vocabulary(tokenizer_folder)
+            small_files |= make_clip_tokenizer_files(tokenizer_folder)
     return small_files
 
 
@@ -59,8 +59,10 @@ def find_published_small_files(
             small_files = {
                 file_name: json.dumps(content, indent=2) for file_name, content in layout.items()
             }
-            small_files |= make_clip_vocabulary("tokenizer")
-            small_files |= make_clip_vocabulary("tokenizer_2") if "text_encoder_2" in parts else {}
+            small_files |= make_clip_tokenizer_files("tokenizer")
+            small_files |= (
+                make_clip_tokenizer_files("tokenizer_2") if "text_encoder_2" in parts else {}
+            )
             return _set_prediction(path, small_files, prediction_type, metadata)
         problems.append(problem)
     raise ConfigError(

@@ -217,7 +217,7 @@ def count_vae_blocks(names: Iterable[str]) -> int:
     return len({n.split(".")[2] for n in names if n.startswith("decoder.up.")})
 
 
-def find_open_clip_names(name: str) -> list[str]:
+def find_transformers_clip_names(name: str) -> list[str]:
     """transformers' names of an open_clip weight, prefixes aside; none for one that it has not.
 
     Three for a layer's in_proj, whose rows are those of queries, keys and values, in this order.

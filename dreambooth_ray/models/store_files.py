@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError, ConfigError
-from dreambooth_ray.models.remote_files import INDEX, RemoteFiles
+from dreambooth_ray.models.remote_model_files import INDEX, RemoteModelFiles
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.artifact_uri import find_artifact
 from dreambooth_ray.storage.file_listing import list_files
@@ -75,7 +75,7 @@ def _open_artifact(uri: str) -> Store | None:
     return storage.sub(folder)
 
 
-class StoreFiles(RemoteFiles):
+class StoreFiles(RemoteModelFiles):
     """The files of a folder of storage, as they are listed now."""
 
     def __init__(self, store: Store, entries: Mapping[str, tuple[int, object]]) -> None:

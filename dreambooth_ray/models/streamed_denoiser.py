@@ -19,7 +19,7 @@ from dreambooth_ray.models.peft_files import WEIGHTS, layer_of
 from dreambooth_ray.models.tensor_files import (
     LazyTensors,
     TensorSource,
-    list_tensor_sources,
+    choose_tensor_sources,
     open_tensors,
     write_tensors,
 )
@@ -44,7 +44,7 @@ def list_denoiser_sources(
         if weight_name in stored_weights and weight_name.rpartition(".")[0] not in adapted_layers
     ]
     unchanged_weights = LazyTensors(unchanged_weight_names, stored_weights.__getitem__)
-    return list_tensor_sources(denoiser_weights, trained or {}, unchanged_weights)
+    return choose_tensor_sources(denoiser_weights, trained or {}, unchanged_weights)
 
 
 def _open_stored_weights(folder: Path) -> Mapping[str, Tensor]:

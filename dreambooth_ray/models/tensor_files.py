@@ -146,7 +146,7 @@ class TensorSource:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def list_tensor_sources(
+def choose_tensor_sources(
     tensors: Mapping[str, Tensor], *stored: Mapping[str, Tensor]
 ) -> dict[str, TensorSource]:
     """Sources of a model's tensors: of those that the `stored` mappings have, from there.
@@ -165,7 +165,7 @@ def list_tensor_sources(
     return tensor_sources
 
 
-def read_tensor_sources(sources: Mapping[str, TensorSource]) -> LazyTensors:
+def open_tensor_sources(sources: Mapping[str, TensorSource]) -> LazyTensors:
     """The tensors of some sources as they are stored, each read when it is asked for."""
     return LazyTensors(sources, lambda name: sources[name].read())
 
@@ -178,7 +178,11 @@ def write_tensors(
     raises: CheckpointError if a tensor has another shape than its source says
     """
     ordered_tensor_names = sorted(
-        sources, key=lambda tensor_name: (-_dtype_rank(sources[tensor_name].dtype), tensor_name)
+        sources,
+        key=lambda tensor_name: (
+            -_safetensors_dtype_order(sources[tensor_name].dtype),
+            tensor_name,
+        ),
     )
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -198,7 +202,7 @@ def write_tensors(
             target_file.write(_read_tensor_buffer(tensor_name, sources[tensor_name]))
 
 
-def _dtype_rank(dtype: torch.dtype) -> int:
+def _safetensors_dtype_order(dtype: torch.dtype) -> int:
     return _RANKS.index(_DTYPES[dtype])
 
 

@@ -63,7 +63,9 @@ def add_trainable_words(parts: "Components", words: Mapping[str, str]) -> None:
     """
     for tokenizer, encoder in _list_trainable_encoders(parts).values():
         table = encoder.get_input_embeddings()
-        initial_embeddings = [_mean_embedding(tokenizer, table, text) for text in words.values()]
+        initial_embeddings = [
+            _mean_text_embedding(tokenizer, table, text) for text in words.values()
+        ]
         _add_to_tokenizer(tokenizer, table, list(words))
         encoder.set_input_embeddings(LearnedTokens(table, torch.stack(initial_embeddings)))
 
@@ -76,7 +78,7 @@ def _list_trainable_encoders(parts: "Components") -> dict[str, tuple[CLIPTokeniz
     }
 
 
-def _mean_embedding(tokenizer: CLIPTokenizer, table: nn.Embedding, text: str) -> Tensor:
+def _mean_text_embedding(tokenizer: CLIPTokenizer, table: nn.Embedding, text: str) -> Tensor:
     token_ids = tokenizer(text, add_special_tokens=False).input_ids
     return table.weight.detach()[token_ids].mean(dim=0)
 
@@ -153,7 +155,7 @@ def has_words(folder: Path) -> bool:
     return any(folder.glob(_FILE.format("*")))
 
 
-def load_words(folder: Path) -> LearnedWords:
+def read_learned_words(folder: Path) -> LearnedWords:
     """Words and embeddings from `save_words`, (D,) each, sorted by word; empty if none."""
     file_name_prefix, file_name_suffix = _FILE.split("{}")
     return {

@@ -35,7 +35,7 @@ def apply_train_method(config: Config, parts: Components, *, quantizes: bool = F
         tokens.add_trainable_words(parts, words)
 
 
-def prepare_sampling_parts(config: Config, parts: Components) -> None:
+def prepare_tokenizers_and_schedule(config: Config, parts: Components) -> None:
     """Tokenizer and schedule of untrained parts as training has them, in place.
 
     parts: with networks in training, whose learned words the tokenizers do not know
@@ -122,14 +122,14 @@ def _list_networks(parts: Components) -> list[tuple[str, nn.Module]]:
 
 def load_part_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load trained weights, by name, into one part."""
-    copy_weights(_list_trainable_weights(model), weights)
+    copy_weights_into_params(_list_trainable_weights(model), weights)
 
 
 def _list_trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def copy_weights(params: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def copy_weights_into_params(params: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Copy weights into parameters of the same names, one by one, in the order of names.
 
     raises: CheckpointError if one has another shape

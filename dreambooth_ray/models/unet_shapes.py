@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from dreambooth_ray.models.layer_shapes import (
     Shapes,
-    expect_affine,
     expect_convolution,
     expect_resnet,
+    expect_weight_and_bias,
     list_transformer_shapes,
     prefix_shapes,
 )
@@ -41,17 +41,17 @@ def expect_unet(config: Mapping[str, Any]) -> Shapes:
         **expect_convolution(
             "conv_in", widths[0], config["in_channels"], config.get("conv_in_kernel", 3)
         ),
-        **expect_affine("time_embedding.linear_1", time_width, widths[0]),
-        **expect_affine("time_embedding.linear_2", time_width, time_width),
-        **expect_affine("conv_norm_out", widths[0]),
+        **expect_weight_and_bias("time_embedding.linear_1", time_width, widths[0]),
+        **expect_weight_and_bias("time_embedding.linear_2", time_width, time_width),
+        **expect_weight_and_bias("conv_norm_out", widths[0]),
         **expect_convolution(
             "conv_out", config["out_channels"], widths[0], config.get("conv_out_kernel", 3)
         ),
     }
     if config.get("addition_embed_type") == "text_time":
         added_width = config["projection_class_embeddings_input_dim"]
-        shapes |= expect_affine("add_embedding.linear_1", time_width, added_width)
-        shapes |= expect_affine("add_embedding.linear_2", time_width, time_width)
+        shapes |= expect_weight_and_bias("add_embedding.linear_1", time_width, added_width)
+        shapes |= expect_weight_and_bias("add_embedding.linear_2", time_width, time_width)
     uses_linear_projection = bool(config.get("use_linear_projection"))
     # There the first attention of a block may take the text.
     has_only_cross_attention = bool(config.get("only_cross_attention"))

@@ -5,9 +5,9 @@ from typing import Any
 
 from dreambooth_ray.models.layer_shapes import (
     Shapes,
-    expect_affine,
     expect_convolution,
     expect_resnet,
+    expect_weight_and_bias,
     prefix_shapes,
 )
 
@@ -45,7 +45,7 @@ def _expect_vae_half(config: Mapping[str, Any], half: str) -> Shapes:
     )
     shapes = {
         **expect_convolution("conv_in", widths[0], in_channels),
-        **expect_affine("conv_norm_out", widths[-1]),
+        **expect_weight_and_bias("conv_norm_out", widths[-1]),
         **expect_convolution("conv_out", out_channels, widths[-1]),
         **prefix_shapes("mid_block", _expect_middle_block(middle_block_width, config)),
     }
@@ -70,9 +70,9 @@ def _expect_middle_block(width: int, config: Mapping[str, Any]) -> Shapes:
     for index in range(2):
         shapes |= prefix_shapes(f"resnets.{index}", expect_resnet(width, width))
     if config["mid_block_add_attention"]:
-        shapes |= expect_affine("attentions.0.group_norm", width)
+        shapes |= expect_weight_and_bias("attentions.0.group_norm", width)
         for layer_name in OLD_NAMES.values():
-            shapes |= expect_affine(f"attentions.0.{layer_name}", width, width)
+            shapes |= expect_weight_and_bias(f"attentions.0.{layer_name}", width, width)
     return shapes
 
 

@@ -1,10 +1,10 @@
 """Models that were fetched, kept on this host: each once, bounded in bytes, whole or not there.
 
-Below `cache_folder()/models` an entry KEY is a folder KEY/, and a record KEY.json of its files'
-sizes and SHA-256. Whoever fills an entry holds the lock of KEY.lock alone, whoever uses it shares
-that lock until the process ends: what is in use is never evicted. The kernel lets go of locks with
-their process, however it ends. A fill that was cut off leaves KEY.partial/, where the next one goes
-on.
+Below `dreambooth_cache_folder()/models` an entry KEY is a folder KEY/, and a record KEY.json of its
+files' sizes and SHA-256. Whoever fills an entry holds the lock of KEY.lock alone, whoever uses it
+shares that lock until the process ends: what is in use is never evicted. The kernel lets go of
+locks with their process, however it ends. A fill that was cut off leaves KEY.partial/, where the
+next one goes on.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dreambooth_ray.config.machines import StorageConfig
 from dreambooth_ray.errors import CapacityError, StorageError
-from dreambooth_ray.storage.file_hashes import cache_folder, cached_file_hash
+from dreambooth_ray.storage.file_hashes import cached_file_hash, dreambooth_cache_folder
 from dreambooth_ray.storage.local_files import replace_file
 from dreambooth_ray.storage.manifest import local_entries
 
@@ -37,7 +37,7 @@ def set_model_cache_limit(limit_gb: float) -> None:
 
 def fetched_models_folder() -> Path:
     """Where this host keeps the models that were fetched."""
-    return cache_folder() / "models"
+    return dreambooth_cache_folder() / "models"
 
 
 def find_cached_model(key: str) -> Path | None:
@@ -48,11 +48,11 @@ def find_cached_model(key: str) -> Path | None:
     if not _record_path(folder).is_file():
         return None
     lock_fd = _open_lock(folder)
-    _wait_for_lock(lock_fd, fcntl.LOCK_SH)
+    _acquire_lock(lock_fd, fcntl.LOCK_SH)
     if not _is_model_whole(folder):
         os.close(lock_fd)
         return None
-    return _hold_lock(folder, lock_fd)
+    return _keep_lock_until_exit(folder, lock_fd)
 
 
 def add_model_to_cache(key: str, size_bytes: int, fill: Callable[[Path], None]) -> Path:
@@ -105,7 +105,7 @@ def _is_model_whole(folder: Path) -> bool:
         return False
 
 
-def _hold_lock(folder: Path, lock: int) -> Path:
+def _keep_lock_until_exit(folder: Path, lock: int) -> Path:
     _held_locks[folder] = lock
     with suppress(OSError):
         os.utime(_record_path(folder))  # when it was used last
@@ -184,13 +184,13 @@ def _count_folder_bytes(folder: Path) -> int:
 def _exclusive_lock(folder: Path) -> Iterator[None]:
     lock_fd = _open_lock(folder)
     try:
-        _wait_for_lock(lock_fd, fcntl.LOCK_EX)
+        _acquire_lock(lock_fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock_fd)
 
 
-def _wait_for_lock(lock: int, kind: int) -> None:
+def _acquire_lock(lock: int, kind: int) -> None:
     with suppress(OSError):  # a file system without locks: nobody evicts there either
         fcntl.flock(lock, kind)
 

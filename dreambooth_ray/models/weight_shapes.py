@@ -9,11 +9,11 @@ from typing import Any
 
 from dreambooth_ray.models.layer_shapes import (
     Shapes,
-    expect_affine,
     expect_clip_layer,
+    expect_weight_and_bias,
     prefix_shapes,
 )
-from dreambooth_ray.models.part_configs import find_part_kind
+from dreambooth_ray.models.part_configs import strip_part_number
 from dreambooth_ray.models.unet_shapes import expect_unet, repeat_per_block
 from dreambooth_ray.models.vae_shapes import OLD_NAMES, expect_vae
 
@@ -35,11 +35,11 @@ def find_mismatch(part: str, config: Mapping[str, Any], shapes: Mapping[str, lis
 
     config: the part's, with defaults; shapes: of all stored tensors by name
     """
-    part = find_part_kind(part)
+    part = strip_part_number(part)
     stored_shapes = {
         _convert_old_name(part, tensor_name): shape for tensor_name, shape in shapes.items()
     }
-    if contradiction := _find_config_contradiction(part, config):
+    if contradiction := _find_inconsistent_config_keys(part, config):
         return contradiction
     expected_shapes = _EXPECTED[part](config)
     for tensor_name, shape in expected_shapes.items():
@@ -68,7 +68,7 @@ def _convert_old_name(part: str, name: str) -> str:
     return name
 
 
-def _find_config_contradiction(part: str, config: Mapping[str, Any]) -> str:
+def _find_inconsistent_config_keys(part: str, config: Mapping[str, Any]) -> str:
     """Keys of one configuration that exclude each other."""
     if part == "text_encoder":
         layer_width, num_heads = config["hidden_size"], config["num_attention_heads"]
@@ -101,7 +101,7 @@ def _expect_text_encoder(config: Mapping[str, Any]) -> Shapes:
     shapes: Shapes = {
         "embeddings.token_embedding.weight": [config["vocab_size"], hidden_width],
         "embeddings.position_embedding.weight": [config["max_position_embeddings"], hidden_width],
-        **expect_affine("final_layer_norm", hidden_width),
+        **expect_weight_and_bias("final_layer_norm", hidden_width),
     }
     for index in range(config["num_hidden_layers"]):
         shapes |= prefix_shapes(f"encoder.layers.{index}", layer_shapes)

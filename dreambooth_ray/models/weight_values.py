@@ -15,7 +15,7 @@ import numpy as np
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import ModelFamily
 from dreambooth_ray.models.weight_files import find_weights, read_header
-from dreambooth_ray.storage.file_hashes import cache_folder, cached_file_hash
+from dreambooth_ray.storage.file_hashes import cached_file_hash, dreambooth_cache_folder
 
 _CACHE_FILE, _MAX_ENTRIES = "finite-weights.json", 4096
 _CHUNK = 2**22  # numbers read at once
@@ -73,7 +73,7 @@ def _has_nonfinite_value(path: Path, data_begin: int, tensor_info: dict[str, Any
 
 def _read_cache() -> list[str]:
     try:
-        digests = json.loads((cache_folder() / _CACHE_FILE).read_text())
+        digests = json.loads((dreambooth_cache_folder() / _CACHE_FILE).read_text())
     except (OSError, ValueError, RuntimeError):  # a user without a home folder among them
         return []
     return digests if isinstance(digests, list) else []
@@ -81,7 +81,7 @@ def _read_cache() -> list[str]:
 
 def _write_cache(digest: str) -> None:
     with suppress(OSError, RuntimeError):
-        cache_file = cache_folder() / _CACHE_FILE
+        cache_file = dreambooth_cache_folder() / _CACHE_FILE
         digests = [*_read_cache(), digest][-_MAX_ENTRIES:]
         cache_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary_file = cache_file.with_name(f"{cache_file.name}.{uuid.uuid4().hex}.partial")

@@ -38,7 +38,9 @@ class ForwardProcess(Protocol):
         """(B,) weights of the errors; None where all are 1."""
 
 
-def _sample_fractions(loss: LossConfig, seed: int, step: int, keys: list[int]) -> Tensor:
+def _sample_logit_normal_fractions(
+    loss: LossConfig, seed: int, step: int, keys: list[int]
+) -> Tensor:
     """(B,) logit-normal fractions (Esser et al. 2024, arXiv 2403.03206, 3.1)."""
     normal = noise.sample_normal(seed, "timestep", step, keys, (1,))[:, 0]
     return torch.sigmoid(loss.logit_mean + loss.logit_std * normal)
@@ -55,7 +57,7 @@ class DiffusionProcess:
         """Uniform or logit-normal."""
         if loss.timesteps == "uniform":
             return noise.sample_integers(seed, "timestep", step, keys, self._num_timesteps)
-        time_fractions = _sample_fractions(loss, seed, step, keys)
+        time_fractions = _sample_logit_normal_fractions(loss, seed, step, keys)
         return (time_fractions * self._num_timesteps).long().clamp(max=self._num_timesteps - 1)
 
     def times_at_fractions(self, fractions: Sequence[float]) -> list[float]:
@@ -109,7 +111,7 @@ class FlowProcess:
         Source of both others: Esser et al. 2024, arXiv 2403.03206, 3.1.
         """
         if loss.timesteps == "logit_normal":
-            return self._look_up_sigmas(_sample_fractions(loss, seed, step, keys))
+            return self._look_up_sigmas(_sample_logit_normal_fractions(loss, seed, step, keys))
         time_fractions = noise.sample_uniform(seed, "timestep", step, keys)
         if loss.timesteps == "mode":
             mode_shift = torch.cos(math.pi * time_fractions / 2) ** 2 - 1 + time_fractions

@@ -107,9 +107,7 @@ def weigh_masks(masks: Tensor, background_weight: float) -> Tensor:
     return background_weight + (1 - background_weight) * masks
 
 
-def compute_instance_and_prior_errors(
-    errors: Tensor, num_photographs: int
-) -> tuple[Tensor, Tensor]:
+def mean_instance_and_prior_errors(errors: Tensor, num_photographs: int) -> tuple[Tensor, Tensor]:
     """Mean error over subject images, and over class images.
 
     errors: (B,) float32, already weighted, if at all; num_photographs: how many of them, the

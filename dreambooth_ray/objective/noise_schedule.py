@@ -8,13 +8,13 @@ from dreambooth_ray.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
+class NoiseScheduleConfig:
     """A model's noise schedule, hashable: its scheduler's configuration as JSON."""
 
     config: str
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "NoiseSchedule":
+    def from_config(cls, config: dict[str, Any]) -> "NoiseScheduleConfig":
         """From a diffusers scheduler's configuration."""
         config_values = {k: v for k, v in dict(config).items() if not k.startswith("_")}
         return cls(json.dumps(config_values, sort_keys=True, default=list))

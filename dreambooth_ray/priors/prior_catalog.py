@@ -54,7 +54,7 @@ def _read_set_info(store: Store, digest: str, runs: list[str]) -> PriorSetInfo:
 
 
 def _list_chunk_numbers(set_store: Store) -> list[int]:
-    chunk_numbers = (paths.prior_chunk_number(file_name) for file_name in set_store.names())
+    chunk_numbers = (paths.parse_prior_chunk_number(file_name) for file_name in set_store.names())
     return sorted(n for n in chunk_numbers if n is not None)
 
 

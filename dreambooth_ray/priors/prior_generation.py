@@ -15,7 +15,7 @@ from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.prior import PriorConfig
 from dreambooth_ray.data.prior_set import PriorImageRecord, read_chunk_records
 from dreambooth_ray.errors import CapacityError, CheckpointError
-from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks, select_prior_records
+from dreambooth_ray.priors.prior_spec import PriorSpec, missing_chunks, select_counted_images
 from dreambooth_ray.priors.prior_worker_actor import PriorWorkerActor
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store, get_storage_options
@@ -48,7 +48,7 @@ def read_committed_chunks(store: Store) -> dict[int, list[PriorImageRecord]]:
     """Records of every intact chunk of a set; damaged ones are removed, to be generated again."""
     records_by_chunk = {}
     for file_name in store.names():
-        chunk_number = paths.prior_chunk_number(file_name)
+        chunk_number = paths.parse_prior_chunk_number(file_name)
         if chunk_number is None:
             continue
         if manifest.find_damage(store, paths.prior_chunk_artifact(chunk_number)):
@@ -90,7 +90,7 @@ def generate_priors(
 
     def report_progress() -> None:
         num_missing_images = sum(
-            select_prior_records(spec, records_by_chunk).count_missing_images(request.count)
+            select_counted_images(spec, records_by_chunk).count_missing_images(request.count)
         )
         on_progress(request.count - num_missing_images, request.count)
 

@@ -83,7 +83,7 @@ class PriorSpec:
         )
 
 
-def select_prior_records(
+def select_counted_images(
     spec: PriorSpec, records: dict[int, list[PriorImageRecord]]
 ) -> PriorSelection:
     """The images that count, of the chunks committed without a gap from the first."""
@@ -102,7 +102,7 @@ def missing_chunks(
 
     raises: DataError if the model generates only images that it has generated before
     """
-    prior_selection = select_prior_records(spec, records)
+    prior_selection = select_counted_images(spec, records)
     num_missing_by_shape = prior_selection.count_missing_images(count)
     if not any(num_missing_by_shape):
         return []

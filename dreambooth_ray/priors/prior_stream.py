@@ -29,7 +29,7 @@ class PriorStream:
         """lease: number of the run's lease"""
         self._generate, self._request = generate, request
         self._set, self._run = set_store, run
-        self._end_file = fence.numbered_file_name(paths.PRIOR_END, lease)
+        self._end_file = fence.file_name_with_lease(paths.PRIOR_END, lease)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run_generation, name="priors", daemon=True)
 

@@ -24,7 +24,7 @@ from dreambooth_ray.queue.work_records import (
 )
 from dreambooth_ray.storage.file_listing import ListedFile, list_files
 from dreambooth_ray.storage.garbage import LEASE_S, Garbage
-from dreambooth_ray.storage.local_files import remove_empty_folders
+from dreambooth_ray.storage.local_files import remove_empty_folder_tree
 from dreambooth_ray.storage.store import Store
 
 FOLDER = "queue"
@@ -65,7 +65,7 @@ class _ListedQueue:
         self.files[work_id].append(file)
 
 
-def find_queue_garbage(storage: Store, before_s: float, now_s: float) -> Iterator[EndedGarbage]:
+def find_ended_garbage(storage: Store, before_s: float, now_s: float) -> Iterator[EndedGarbage]:
     """Work that ended a week ago or longer, as one for each queue.
 
     before_s: Unix time; what has changed since stays. now_s: Unix time
@@ -83,12 +83,12 @@ def find_queue_garbage(storage: Store, before_s: float, now_s: float) -> Iterato
         except ConfigError:  # a newer version's: nobody here knows what it means
             newer_format_queues.add(queue_name)
     for queue_name in sorted(set(queues_by_name) - newer_format_queues):
-        yield from _collect_ended_garbage(
+        yield from _collect_queue_garbage(
             f"{FOLDER}/{queue_name}", queues_by_name[queue_name], before_s, now_s
         )
 
 
-def _collect_ended_garbage(
+def _collect_queue_garbage(
     name: str, queue: _ListedQueue, before_s: float, now_s: float
 ) -> Iterator[EndedGarbage]:
     ended_work, garbage_files = [], []
@@ -137,7 +137,7 @@ def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) 
     for work_end in ends:
         queue.remove_file(f"ended/{ended_mark_name(work_end)}")
         if queue.is_local:
-            remove_empty_folders(queue.local_path(f"ended/{ended_mark_name(work_end)}").parent)
+            remove_empty_folder_tree(queue.local_path(f"ended/{ended_mark_name(work_end)}").parent)
     return True
 
 

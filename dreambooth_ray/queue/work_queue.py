@@ -10,7 +10,7 @@ cancelled/{id}                                  somebody wants it ended, while i
 
 Leases decide, marks are hints: who claims takes the lease of what a mark names, then looks whether
 the mark is still there. A process that dies anywhere leaves a lease that falls silent, and
-`recover_abandoned_work` puts its work back.
+`requeue_abandoned_work` puts its work back.
 
 No folder grows with the queue: marks lie by second, so that a look reads few of them, and an
 object store lists from a name on. rank: higher priorities first.
@@ -42,7 +42,7 @@ from dreambooth_ray.queue.work_records import (
     work_record_path,
 )
 from dreambooth_ray.storage.lease import Clock, Lease
-from dreambooth_ray.storage.local_files import remove_empty_folders
+from dreambooth_ray.storage.local_files import remove_empty_folder_tree
 from dreambooth_ray.storage.store import Store
 
 _MOST_RUNNING = 10_000
@@ -168,7 +168,7 @@ class WorkQueue:
                     return claimed_work
             last_mark = mark_names[-1]
         if not last_mark and self._store.is_local:
-            remove_empty_folders(self._store.local_path(f"waiting/{folder}"))
+            remove_empty_folder_tree(self._store.local_path(f"waiting/{folder}"))
         return None
 
     def claim(self, mark: WorkMark, lease_s: float) -> ClaimedWork | None:
@@ -212,14 +212,14 @@ class WorkQueue:
         self._held_ids.discard(work.record.id)
         return False
 
-    def _is_held(self, work: ClaimedWork) -> bool:
+    def _still_holds_lease(self, work: ClaimedWork) -> bool:
         # Before its time is up nobody takes over.
         return work.lease.seconds_until_expiry > 0 or self.renew(work)
 
     def finish(self, work: ClaimedWork, state: WorkEnd, note: str = "") -> bool:
         """Work is over; False, and nothing is changed, where another has taken over."""
         self._held_ids.discard(work.record.id)
-        if not self._is_held(work):
+        if not self._still_holds_lease(work):
             return False
         self._write_end(work.record.id, state, note)
         self._store.remove_file(f"running/{WorkMark.of(work.record).name}")
@@ -235,7 +235,7 @@ class WorkQueue:
         has_failed: whether the try counts, as one that was cut off does not
         """
         self._held_ids.discard(work.record.id)
-        if not self._is_held(work):
+        if not self._still_holds_lease(work):
             return False
         if has_failed:
             self._store.write(f"failures/{work.record.id}", str(work.num_failures + 1).encode())
@@ -271,7 +271,7 @@ class WorkQueue:
         """Running work that somebody wants ended."""
         return self._store.names("cancelled")
 
-    def recover_abandoned_work(self, lease_s: float) -> list[str]:
+    def requeue_abandoned_work(self, lease_s: float) -> list[str]:
         """Put back what processes that died had claimed; to be called from time to time.
 
         Each call looks at the next few claims; `num_silent` counts those not heard of yet.

@@ -44,7 +44,7 @@ class WorkRecord(BaseModel):
     @field_validator("owner")
     @classmethod
     def _check_owner_name(cls, owner: str) -> str:
-        check_owner(owner)
+        validate_owner_name(owner)
         return owner
 
     @classmethod
@@ -134,7 +134,7 @@ def _unknown_mark_error(name: str) -> ConfigError:
     )
 
 
-def check_owner(owner: str) -> None:
+def validate_owner_name(owner: str) -> None:
     """raises: ValueError for a name that can't be a folder's"""
     if not owner or len(quote_owner(owner)) > _LONGEST_OWNER:
         raise ValueError(

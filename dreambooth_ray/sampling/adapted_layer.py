@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dreambooth_ray.adapters.layer_adapter import LayerAdapter, sum_deltas
+from dreambooth_ray.adapters.layer_adapter import LayerAdapter, add_deltas_to_weight
 from dreambooth_ray.config.adapter_mix import AdapterMix
 
 
@@ -114,10 +114,10 @@ class AdaptedLayer:
         returns: as many rows, (..., O)
         """
         if not self.is_on:
-            return self._run_module(x, *inputs, **options)
+            return self._run_base_module(x, *inputs, **options)
         if self._merged_mix is not None:
             return self._run_merged(self._select_loaded(self._merged_mix), x, *inputs, **options)
-        output = self._run_module(x, *inputs, **options)
+        output = self._run_base_module(x, *inputs, **options)
         if self.weights is None:
             return output
         down, up = self.weights
@@ -129,18 +129,20 @@ class AdaptedLayer:
         layer_output_tokens = output.reshape(down.shape[0], -1, output.shape[-1])
         return torch.baddbmm(layer_output_tokens, low, up).reshape(output.shape)
 
-    def _run_module(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
+    def _run_base_module(self, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
         # By its class: `forward` of the module is this object.
         return torch.as_tensor(type(self._module).forward(self._module, x, *inputs, **options))
 
     def _run_merged(self, mix: AdapterMix, x: Tensor, *inputs: Any, **options: Any) -> Tensor:
         if not mix:
-            return self._run_module(x, *inputs, **options)
+            return self._run_base_module(x, *inputs, **options)
         # Made for this call alone: kept, it would take as much memory as the model.
         weighted_adapters = [
             (self.adapters[adapter_use.name], adapter_use.weight) for adapter_use in mix
         ]
-        merged_weight = sum_deltas(self._base_weight, weighted_adapters).to(self._base_weight.dtype)
+        merged_weight = add_deltas_to_weight(self._base_weight, weighted_adapters).to(
+            self._base_weight.dtype
+        )
         self.is_on = False
         try:
             output = functional_call(self._module, {"weight": merged_weight}, (x, *inputs), options)

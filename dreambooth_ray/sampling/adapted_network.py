@@ -10,7 +10,11 @@ from dreambooth_ray.adapters.layer_adapter import LayerAdapter, find_layer
 from dreambooth_ray.config.adapter_mix import AdapterMix
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.sampling.adapted_layer import AdaptedLayer
-from dreambooth_ray.sampling.lora_batching import AdapterMixes, LoraBatch, adapters_switched_on
+from dreambooth_ray.sampling.lora_batching import (
+    AdapterMixes,
+    BatchedLoraLayers,
+    adapters_switched_on,
+)
 
 
 class AdaptedNetwork:
@@ -24,7 +28,7 @@ class AdaptedNetwork:
         self.network = network
         self._layers: dict[str, AdaptedLayer] = {}
         # Runs all loaded adapters of plain LoRA in one forward.
-        self.lora_batch: LoraBatch | None = None
+        self.lora_batch: BatchedLoraLayers | None = None
         self._unbatchable: set[str] = set()
         self.names: set[str] = set()
 
@@ -58,7 +62,7 @@ class AdaptedNetwork:
         self._rebuild_lora_batch()
 
     def _rebuild_lora_batch(self) -> None:
-        self.lora_batch = LoraBatch(self._layers.values()) if self._layers else None
+        self.lora_batch = BatchedLoraLayers(self._layers.values()) if self._layers else None
 
     def is_unbatchable(self, mix: AdapterMix) -> bool:
         """Whether rows of a mix can't share a forward with others."""
@@ -71,7 +75,7 @@ class AdaptedNetwork:
             for mix in mixes
         )
 
-    def find_lora_batch(self, mixes: AdapterMixes) -> LoraBatch | None:
+    def find_lora_batch(self, mixes: AdapterMixes) -> BatchedLoraLayers | None:
         """The LoraBatch that runs these; None where their rows have a forward of their own."""
         return None if self.is_unbatchable(mixes[0]) else self.lora_batch
 

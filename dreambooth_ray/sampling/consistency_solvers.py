@@ -12,18 +12,18 @@ import numpy as np
 from diffusers import LCMScheduler, TCDScheduler
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.objective.noise_schedule import NoiseSchedule
+from dreambooth_ray.objective.noise_schedule import NoiseScheduleConfig
 from dreambooth_ray.sampling.solver_steps import (
     SolverStep,
     SolverTable,
+    compute_alpha_and_sigma,
     eps_coefficients,
-    find_noise_level,
     x0_coefficients,
 )
 
 
 def build_lcm(
-    schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
+    schedule: NoiseScheduleConfig, num_steps: int, eta: float, karras: bool, begin: int
 ) -> SolverTable:
     """Luo et al. 2023, arXiv 2310.04378, algorithm 3: fresh noise but for the last step."""
     scheduler = LCMScheduler.from_config(schedule.settings)
@@ -31,9 +31,9 @@ def build_lcm(
     prediction_type, solver_steps = schedule.prediction_type, []
     for index, t in enumerate(times):
         is_last_step = index == num_steps - 1
-        noise_level = find_noise_level(alpha_bars[t])
+        noise_level = compute_alpha_and_sigma(alpha_bars[t])
         next_noise_level = (
-            (1.0, 0.0) if is_last_step else find_noise_level(alpha_bars[times[index + 1]])
+            (1.0, 0.0) if is_last_step else compute_alpha_and_sigma(alpha_bars[times[index + 1]])
         )
         x0_weights = x0_coefficients(prediction_type, *noise_level)
         c_skip, c_out = scheduler.get_scalings_for_boundary_condition_discrete(t)
@@ -57,7 +57,7 @@ def build_lcm(
 
 
 def build_tcd(
-    schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
+    schedule: NoiseScheduleConfig, num_steps: int, eta: float, karras: bool, begin: int
 ) -> SolverTable:
     """Zheng et al. 2024, arXiv 2402.19159, algorithm 4; eta is its gamma.
 
@@ -74,7 +74,7 @@ def build_tcd(
         time_down = int(np.floor(np.float32(1 - eta) * np.float32(time_to)))
         alpha_bar_to, alpha_bar_down = alpha_bars[time_to], alpha_bars[time_down]
         noise_level, next_noise_level, down_noise_level = map(
-            find_noise_level, (alpha_bars[t], alpha_bar_to, alpha_bar_down)
+            compute_alpha_and_sigma, (alpha_bars[t], alpha_bar_to, alpha_bar_down)
         )
         x0_weights, eps_weights = (
             x0_coefficients(prediction_type, *noise_level),

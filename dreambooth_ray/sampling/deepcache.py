@@ -47,12 +47,14 @@ class DeepCache:
     def replace_features(self, cached_features: Tensor) -> Iterator[None]:
         """Gives cached features, (R, F, h, w), to the last block instead of its real input."""
 
-        def replace_hook(
+        def replace_input_hook(
             module: nn.Module, inputs: Any, options: dict[str, Any]
         ) -> tuple[Any, dict[str, Any]]:
             return inputs, {**options, "hidden_states": cached_features}
 
-        hook_handle = self._last_block.register_forward_pre_hook(replace_hook, with_kwargs=True)
+        hook_handle = self._last_block.register_forward_pre_hook(
+            replace_input_hook, with_kwargs=True
+        )
         try:
             yield
         finally:

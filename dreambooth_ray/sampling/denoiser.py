@@ -40,7 +40,7 @@ class ForwardRow:
 
 
 class _LoraDenoiser(nn.Module):
-    """A denoiser that takes what `LoraBatch.list_adapter_weights` lists after its own inputs."""
+    """A denoiser that takes a batch's adapter weights after its own inputs."""
 
     def __init__(self, functions: ModelFunctions, adapted: AdaptedNetwork) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _LoraDenoiser(nn.Module):
         num_lora_weights = 0
         if self._adapted.lora_batch is not None:
             num_lora_weights = len(self._adapted.lora_batch.list_adapter_weights())
-            self._adapted.lora_batch.replace_adapter_weights(
+            self._adapted.lora_batch.replace_lora_weight_tensors(
                 inputs[len(inputs) - num_lora_weights :]
             )
         return torch.as_tensor(self.function(x, time, *inputs[: len(inputs) - num_lora_weights]))
@@ -78,16 +78,16 @@ class _TracedDenoiser:
         """The denoiser's output for rows of one group; None where no recording can run it."""
         adapted_network = self._adapted
         if adapted_network.lora_batch is None:
-            return self._select_recording(())(*inputs)
+            return self._get_layers_recording(())(*inputs)
         mixes = adapted_network.loaded_mixes(adapters)
         if (lora_batch := adapted_network.find_lora_batch(mixes)) is None:
             return None
         with lora_batch.route_rows(mixes):
-            return self._select_recording(lora_batch.active_layers())(
+            return self._get_layers_recording(lora_batch.active_layer_names())(
                 *inputs, *lora_batch.list_adapter_weights()
             )
 
-    def _select_recording(self, layer_names: tuple[str, ...]) -> TracedForward | GraphedForward:
+    def _get_layers_recording(self, layer_names: tuple[str, ...]) -> TracedForward | GraphedForward:
         if layer_names not in self._recordings:
             lora_denoiser = _LoraDenoiser(self._functions, self._adapted)
             self._recordings[layer_names] = (

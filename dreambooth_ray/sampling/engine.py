@@ -24,12 +24,12 @@ from dreambooth_ray.models.precision import (
     resolve_sampling_dtype,
 )
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
-from dreambooth_ray.queue.step_costs import StepCosts
-from dreambooth_ray.sampling.adapter_set import AdapterSet
+from dreambooth_ray.queue.denoising_step_costs import StepCosts
 from dreambooth_ray.sampling.delivery import deliver_results
 from dreambooth_ray.sampling.denoiser import Denoiser
 from dreambooth_ray.sampling.device_pacer import DevicePacer
 from dreambooth_ray.sampling.initial_latents import build_initial_state
+from dreambooth_ray.sampling.loaded_adapters import LoadedAdapters
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
 from dreambooth_ray.sampling.request import Request, fill_request
 from dreambooth_ray.sampling.request_handle import (
@@ -84,7 +84,7 @@ class Engine:
         self._denoiser = Denoiser(model_components, 0 if lives_long else WARMUP_CALLS)
         self._codec, self._functions = LatentCodec(model_components), model_components.functions
         base_folder = base_directory(self._directory) if self._directory else None
-        self._adapters = AdapterSet(model_components, self._denoiser.adapted, base_folder)
+        self._adapters = LoadedAdapters(model_components, self._denoiser.adapted, base_folder)
         self._prompt_encoder = PromptEncoder(model_components, self._adapters.text_encoders)
         self._validator = RequestValidator(model_components, self._codec, memory_limit_bytes)
         self.max_batch = max_batch
@@ -179,7 +179,7 @@ class Engine:
     # Adapters
 
     def add_adapter(self, name: str, path: Path) -> None:
-        """Load an adapter, of a file of any trainer or in peft's format; as `AdapterSet.add`."""
+        """Load an adapter, of a file of any trainer or in peft's format; as `LoadedAdapters`."""
         with self._step_lock:
             self._adapters.add(name, path)
             self._prompt_encoder.clear_cache()
@@ -240,7 +240,7 @@ class Engine:
             has_succeeded = False
             try:
                 if batch:
-                    self._advance_batch(batch)
+                    self._advance_batch_one_step(batch)
                     decode_limit = self._validator.decode_limit(batch[0].shape)
                     deliver_results(batch, self._codec, decode_limit)
                 has_succeeded = True
@@ -256,10 +256,10 @@ class Engine:
     def _record_time(self, batch: list[RequestHandle], seconds: float, has_succeeded: bool) -> None:
         shape = batch[0].shape
         with self._queue_changed:
-            self._queue.add_step_time(shape, seconds)
+            self._queue.add_group_seconds(shape, seconds)
         if has_succeeded:  # a step that failed tells no cost
             limit = self._validator.batch_limit(shape, self.max_batch)
-            self.step_costs.record_step(
+            self.step_costs.record_sampling_step(
                 self._validator.size_relative_to_native(shape), len(batch), limit, seconds
             )
 
@@ -277,20 +277,22 @@ class Engine:
             self._adapters.check_loaded(request.adapters)
             handle.state = build_initial_state(
                 request, handle.shape, self._validator.solver_table(request), self._codec,
-                self._denoiser.in_channels, self._encode_prompts(handle),
+                self._denoiser.in_channels, self._encode_request_prompts(handle),
             ).to(self.device)  # fmt: skip
         except Exception as error:  # concerns this request alone
             handle.fail(error)
             return False
         return True
 
-    def _encode_prompts(self, handle: RequestHandle) -> tuple[Conditioning, Conditioning | None]:
+    def _encode_request_prompts(
+        self, handle: RequestHandle
+    ) -> tuple[Conditioning, Conditioning | None]:
         frame = ImageFrame.of_whole_image(*(side * self._codec.factor for side in handle.shape))
         size_and_crop_tensor = torch.tensor([frame], device=self.device)
-        return self._prompt_encoder.encode_prompts(handle.request, size_and_crop_tensor)
+        return self._prompt_encoder.encode_request_prompts(handle.request, size_and_crop_tensor)
 
     @torch.no_grad()
-    def _advance_batch(self, handles: list[RequestHandle]) -> None:
+    def _advance_batch_one_step(self, handles: list[RequestHandle]) -> None:
         """One forward for all, one solver step for each."""
         self._pacer.wait()
         requests_and_states = [(h.request, h.state) for h in handles if h.state is not None]

@@ -11,7 +11,7 @@ from dreambooth_ray.objective.noise_schedule import FlowSchedule
 from dreambooth_ray.sampling.solver_steps import Pair, SolverStep, SolverTable
 
 
-def _noise_level(sigma: float) -> Pair:
+def _alpha_and_sigma(sigma: float) -> Pair:
     return 1.0 - sigma, sigma
 
 
@@ -26,7 +26,7 @@ def _make_solver_step(
 ) -> SolverStep:
     x0_weights = 1.0, -sigma
     return SolverStep(
-        sigma, _noise_level(sigma), _noise_level(sigma_to),
+        sigma, _alpha_and_sigma(sigma), _alpha_and_sigma(sigma_to),
         x0_weights if stores_clean else (0.0, 1.0), x0_weights, a, b, keeps_history=keeps_history,
     )  # fmt: skip
 
@@ -64,7 +64,10 @@ def build_flow_dpmpp_2m(schedule: FlowSchedule, begin: int) -> SolverTable:
     sigmas, solver_steps = schedule.sigmas, []
     num_steps = len(sigmas) - 1
     for i in range(begin, num_steps):
-        (alpha, sigma), (alpha_to, sigma_to) = _noise_level(sigmas[i]), _noise_level(sigmas[i + 1])
+        (alpha, sigma), (alpha_to, sigma_to) = (
+            _alpha_and_sigma(sigmas[i]),
+            _alpha_and_sigma(sigmas[i + 1]),
+        )
         x0_factor = alpha * sigma_to / sigma - alpha_to
         history_weights: tuple[float, ...] = (-x0_factor,)
         if begin < i < num_steps - 1:

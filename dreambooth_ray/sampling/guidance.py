@@ -9,27 +9,27 @@ from torch import Tensor
 from dreambooth_ray.models.model_functions import ModelFunctions
 from dreambooth_ray.sampling.denoiser import ForwardRow
 from dreambooth_ray.sampling.request import Request
-from dreambooth_ray.sampling.request_handle import SamplingState
+from dreambooth_ray.sampling.request_handle import TrajectoryState
 
 
-def needs_guidance(request: Request, state: SamplingState) -> bool:
+def needs_unconditional_prediction(request: Request, state: TrajectoryState) -> bool:
     """Whether this step needs an unconditional prediction."""
     if not _is_guidance_on(request, state):
         return False
     return state.guidance_delta is None or state.step_index % request.params.guidance_every == 0
 
 
-def _is_guidance_on(request: Request, state: SamplingState) -> bool:
+def _is_guidance_on(request: Request, state: TrajectoryState) -> bool:
     interval_start, interval_end = request.params.guidance_interval
     sampling_fraction_done = state.step_index / len(state.solver_table.steps)
     uses_guidance = request.params.guidance_scale != 1 and state.negative_conditioning is not None
     return uses_guidance and interval_start <= sampling_fraction_done < interval_end
 
 
-def build_rows(request: Request, state: SamplingState) -> list[ForwardRow]:
+def build_rows(request: Request, state: TrajectoryState) -> list[ForwardRow]:
     """The denoiser's rows for a request's next step: with the prompt, then without."""
     conditionings = [state.conditioning]
-    if state.negative_conditioning is not None and needs_guidance(request, state):
+    if state.negative_conditioning is not None and needs_unconditional_prediction(request, state):
         conditionings.append(state.negative_conditioning)
     state.num_rows = len(conditionings)
     model_input = (
@@ -54,8 +54,8 @@ def build_rows(request: Request, state: SamplingState) -> list[ForwardRow]:
     ]
 
 
-def cache_features(
-    request: Request, state: SamplingState, row_features: list[Tensor | None]
+def store_deepcache_features(
+    request: Request, state: TrajectoryState, row_features: list[Tensor | None]
 ) -> None:
     """Store the (F, h, w) features of each row, at every request.params.cache_every-th step."""
     if request.params.cache_every > 1 and state.step_index % request.params.cache_every == 0:
@@ -65,14 +65,15 @@ def cache_features(
 def apply_guidance(
     functions: ModelFunctions,
     request: Request,
-    state: SamplingState,
+    state: TrajectoryState,
     conditional: Tensor,
     unconditional: Tensor | None = None,
 ) -> Tensor:
     """The guided prediction, (C, h, w).
 
     functions: of the model's family, whose business its formula is
-    conditional, unconditional: (C, h, w); the latter None where `needs_guidance` was false
+    conditional, unconditional: (C, h, w); the latter None where
+    `needs_unconditional_prediction` was false
     """
     if unconditional is not None:
         guidance_delta = conditional - unconditional

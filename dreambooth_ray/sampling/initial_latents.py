@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.sampling.request import Request
-from dreambooth_ray.sampling.request_handle import SamplingState
+from dreambooth_ray.sampling.request_handle import TrajectoryState
 from dreambooth_ray.sampling.solver_steps import SolverTable
 from dreambooth_ray.sampling.vae import LatentCodec, latent_mask
 
@@ -21,7 +21,7 @@ def build_initial_state(
     codec: LatentCodec,
     in_channels: int,
     conditionings: tuple[Conditioning, Conditioning | None],
-) -> SamplingState:
+) -> TrajectoryState:
     """The state from pure noise, or from an image with noise added.
 
     shape: (h, w)
@@ -31,7 +31,7 @@ def build_initial_state(
     # On the CPU, as diffusers' pipeline does with torch.Generator().manual_seed(seed).
     generator = torch.Generator().manual_seed(request.seed)
     noise = torch.randn((1, codec.channels, *shape), generator=generator)[0]
-    sampling_state = SamplingState(
+    sampling_state = TrajectoryState(
         solver_table, noise * solver_table.initial_scale, *conditionings, preview_latents=noise
     )
     size_px = shape[1] * codec.factor, shape[0] * codec.factor

@@ -16,7 +16,7 @@ from dreambooth_ray.sampling.adapted_layer import AdaptedLayer
 AdapterMixes = tuple[AdapterMix, ...]
 
 
-class LoraBatch:
+class BatchedLoraLayers:
     """The layers of a network with plain LoRA adapters; made again when adapters come or go."""
 
     def __init__(self, layers: Iterable[AdaptedLayer]) -> None:
@@ -27,11 +27,11 @@ class LoraBatch:
         """Weights of all layers with adapters for the current rows."""
         return [weight for layer in self._layers for weight in layer.weights or ()]
 
-    def active_layers(self) -> tuple[str, ...]:
+    def active_layer_names(self) -> tuple[str, ...]:
         """The names of those layers."""
         return tuple(layer.name for layer in self._layers if layer.weights is not None)
 
-    def replace_adapter_weights(self, weights: Sequence[Tensor]) -> None:
+    def replace_lora_weight_tensors(self, weights: Sequence[Tensor]) -> None:
         """Use these weights instead, in the order of `weights()`.
 
         A trace keeps every tensor that it meets as a constant, unless it is one of its inputs. So

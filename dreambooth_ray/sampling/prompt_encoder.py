@@ -50,7 +50,7 @@ class PromptEncoder:
             self._cache.move_to_end(cache_key)
             return self._cache[cache_key]
         encoder_forwards = {
-            encoder_name: _build_encoder_forward(adapted, adapters)
+            encoder_name: _bind_encoder_adapters(adapted, adapters)
             for encoder_name, adapted in self._adapted.items()
         }
         model_functions = self._parts.functions
@@ -63,7 +63,7 @@ class PromptEncoder:
             self._cache.popitem(last=False)
         return conditioning
 
-    def encode_prompts(
+    def encode_request_prompts(
         self, request: Request, frames: Tensor
     ) -> tuple[Conditioning, Conditioning | None]:
         """Of the prompt and, where guidance needs it, of the negative prompt, one row each.
@@ -97,7 +97,7 @@ class PromptEncoder:
         )
 
 
-def _build_encoder_forward(adapted: AdaptedNetwork, adapters: AdapterMix) -> Callable[..., Any]:
+def _bind_encoder_adapters(adapted: AdaptedNetwork, adapters: AdapterMix) -> Callable[..., Any]:
     """A text encoder as `ModelFunctions.encode_prompt` takes it."""
     is_mixed_precision = has_mixed_dtypes(adapted.network)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth_ray.config.adapter_mix import AdapterMix, AdapterUse, check_mix, describe_mix
+from dreambooth_ray.config.adapter_mix import AdapterMix, AdapterUse, check_mix_limits, describe_mix
 from dreambooth_ray.config.sampling_params import SamplingParams, build_sampling_params
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import ModelFamily
@@ -80,11 +80,11 @@ class Request:
                 )
         _check_value_range("seed", self.seed, 0, 2**63 - 1)
         _check_value_range("strength", self.strength, 0, 1)
-        check_mix(self.adapters)
-        self._check_image_size()
+        check_mix_limits(self.adapters)
+        self._check_side_multiples()
         self._check_images()
 
-    def _check_image_size(self) -> None:
+    def _check_side_multiples(self) -> None:
         if (self.width_px is None) != (self.height_px is None):
             raise ConfigError("width_px and height_px must be given both, or neither")
         for side_name, side in (("width_px", self.width_px), ("height_px", self.height_px)):

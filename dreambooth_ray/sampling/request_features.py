@@ -2,7 +2,7 @@
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import ModelFamily
-from dreambooth_ray.models.family_support import find_unsupported_guidance
+from dreambooth_ray.models.family_support import find_unsupported_guidance_key
 from dreambooth_ray.models.prompt_weights import split_prompt
 from dreambooth_ray.sampling.request import Request
 
@@ -20,7 +20,7 @@ def check_features(family: ModelFamily, request: Request) -> None:
             f"guidance_scale={sampling_params.guidance_scale:g} is not for {family.title}; leave "
             "it out"
         )
-    if unsupported_field := find_unsupported_guidance(family, sampling_params):
+    if unsupported_field := find_unsupported_guidance_key(family, sampling_params):
         raise ConfigError(f"{unsupported_field} is not for {family.title}; leave it out")
     requested_fields = {
         "clip_skip": sampling_params.clip_skip != 0,

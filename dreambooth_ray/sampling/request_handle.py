@@ -38,7 +38,7 @@ class SampleOutput:
 
 
 @dataclass
-class SamplingState:
+class TrajectoryState:
     """The current state of one trajectory.
 
     latents:             (C, h, w) float32
@@ -70,7 +70,7 @@ class SamplingState:
     inpainting_channels: Tensor | None = None
     timesteps: Tensor | None = None
 
-    def to(self, device: torch.device) -> "SamplingState":
+    def to(self, device: torch.device) -> "TrajectoryState":
         """The state on a device, where it then stays: a step copies nothing there or back."""
         if device.type == "cpu":
             return self
@@ -115,7 +115,7 @@ class RequestHandle:
         """shape: latent height and width; num_steps: rows of the solver's table."""
         self.request, self.shape, self.num_steps = request, shape, num_steps
         self.future: Future[SampleOutput] = Future()
-        self.state: SamplingState | None = None
+        self.state: TrajectoryState | None = None
         self._on_progress, self._on_preview = on_progress, on_preview
         self._previews_at = {
             num_steps * k // (num_previews + 1) for k in range(1, num_previews + 1)

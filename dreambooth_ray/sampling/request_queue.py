@@ -51,7 +51,7 @@ class RequestQueue:
             self._waiting.pop(latent_shape, None)
         return []
 
-    def add_step_time(self, group: Group, seconds: float) -> None:
+    def add_group_seconds(self, group: Group, seconds: float) -> None:
         """A step of a group has taken that long."""
         if group in self._seconds:
             self._seconds[group] += seconds

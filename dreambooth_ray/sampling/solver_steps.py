@@ -56,7 +56,7 @@ def eps_coefficients(kind: str, alpha: float, sigma: float) -> Pair:
     return (sigma, alpha) if kind == "v_prediction" else (0.0, 1.0)
 
 
-def find_noise_level(alpha_bar: float) -> Pair:
+def compute_alpha_and_sigma(alpha_bar: float) -> Pair:
     """(alpha, sigma) by the share of the variance that is the image's."""
     return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
 

@@ -24,22 +24,22 @@ from diffusers import (
 )
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseSchedule
+from dreambooth_ray.objective.noise_schedule import FlowSchedule, NoiseScheduleConfig
 from dreambooth_ray.sampling.consistency_solvers import build_lcm, build_tcd
 from dreambooth_ray.sampling.flow_solvers import FLOW_BUILDERS
 from dreambooth_ray.sampling.solver_steps import (
     Pair,
     SolverStep,
     SolverTable,
+    compute_alpha_and_sigma,
     eps_coefficients,
-    find_noise_level,
     x0_coefficients,
 )
 
 
 @functools.lru_cache(maxsize=512)
 def build_solver_table(
-    schedule: NoiseSchedule | FlowSchedule,
+    schedule: NoiseScheduleConfig | FlowSchedule,
     solver: str,
     num_steps: int,
     eta: float = 0.0,
@@ -67,7 +67,7 @@ def build_solver_table(
 
 
 def _ddim(
-    schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
+    schedule: NoiseScheduleConfig, num_steps: int, eta: float, karras: bool, begin: int
 ) -> SolverTable:
     """Song et al. 2020, arXiv 2010.02502, eq. 12."""
     scheduler = DDIMScheduler.from_config(schedule.settings)
@@ -78,7 +78,10 @@ def _ddim(
     for t in scheduler.timesteps[begin:].tolist():
         alpha_bar, final_alpha_bar = alpha_bars[t], float(scheduler.final_alpha_cumprod)
         alpha_bar_to = alpha_bars[t - timestep_stride] if t >= timestep_stride else final_alpha_bar
-        noise_level, next_noise_level = find_noise_level(alpha_bar), find_noise_level(alpha_bar_to)
+        noise_level, next_noise_level = (
+            compute_alpha_and_sigma(alpha_bar),
+            compute_alpha_and_sigma(alpha_bar_to),
+        )
         x0_weights, eps_weights = (
             x0_coefficients(prediction_type, *noise_level),
             eps_coefficients(prediction_type, *noise_level),
@@ -118,7 +121,7 @@ _ADAMS = (
 
 
 def _plms(
-    schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
+    schedule: NoiseScheduleConfig, num_steps: int, eta: float, karras: bool, begin: int
 ) -> SolverTable:
     """Liu et al. 2022, arXiv 2202.09778, pseudo linear multistep, as Stable Diffusion 1 has it."""
     if schedule.settings.get("rescale_betas_zero_snr"):
@@ -137,9 +140,12 @@ def _plms(
             if t >= timestep_stride
             else float(scheduler.final_alpha_cumprod)
         )
-        noise_level, next_noise_level = find_noise_level(alpha_bar), find_noise_level(alpha_bar_to)
+        noise_level, next_noise_level = (
+            compute_alpha_and_sigma(alpha_bar),
+            compute_alpha_and_sigma(alpha_bar_to),
+        )
         x0_weights = x0_coefficients(prediction_type, *noise_level)
-        a, b = _pndm_transfer_weights(prediction_type, alpha_bar, alpha_bar_to)
+        a, b = _pndm_transfer_coefficients(prediction_type, alpha_bar, alpha_bar_to)
         history_weights = tuple(b * w for w in _ADAMS[min(num_predictions, 4) - 1])
         solver_steps.append(
             SolverStep(
@@ -150,10 +156,10 @@ def _plms(
             # Heun's correction: again from the state before the first step, which was
             # (x - b m) / a, by the mean of the predictions at both ends.
             correction_noise_level, correction_start_timestep = (
-                find_noise_level(alpha_bars[timesteps[1]]),
+                compute_alpha_and_sigma(alpha_bars[timesteps[1]]),
                 min(timesteps[1] + timestep_stride, len(alpha_bars) - 1),
             )
-            correction_a, correction_b = _pndm_transfer_weights(
+            correction_a, correction_b = _pndm_transfer_coefficients(
                 prediction_type, alpha_bars[correction_start_timestep], alpha_bars[timesteps[1]]
             )
             correction_weights = (correction_b / 2, correction_b / 2 - correction_a / a * b)
@@ -166,10 +172,12 @@ def _plms(
     return SolverTable(tuple(solver_steps), 1.0)
 
 
-def _pndm_transfer_weights(prediction_type: str, alpha_bar: float, alpha_bar_to: float) -> Pair:
+def _pndm_transfer_coefficients(
+    prediction_type: str, alpha_bar: float, alpha_bar_to: float
+) -> Pair:
     """Weights of x and m in formula (9) of the PNDM paper."""
     (p, q), a = (
-        eps_coefficients(prediction_type, *find_noise_level(alpha_bar)),
+        eps_coefficients(prediction_type, *compute_alpha_and_sigma(alpha_bar)),
         float(np.sqrt(alpha_bar_to / alpha_bar)),
     )
     denominator = alpha_bar * np.sqrt(1 - alpha_bar_to) + np.sqrt(
@@ -179,12 +187,12 @@ def _pndm_transfer_weights(prediction_type: str, alpha_bar: float, alpha_bar_to:
     return a + eps_factor * p, eps_factor * q
 
 
-def _noise_levels(sigmas: list[float]) -> list[Pair]:
+def _variance_preserving_levels(sigmas: list[float]) -> list[Pair]:
     return [(1 / float(np.hypot(1, s)), s / float(np.hypot(1, s))) for s in sigmas]
 
 
 def _euler(
-    schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
+    schedule: NoiseScheduleConfig, num_steps: int, eta: float, karras: bool, begin: int
 ) -> SolverTable:
     """Karras et al. 2022, arXiv 2206.00364, algorithm 1 without churn."""
     scheduler = EulerDiscreteScheduler.from_config(
@@ -195,7 +203,7 @@ def _euler(
 
 
 def _euler_ancestral(
-    schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
+    schedule: NoiseScheduleConfig, num_steps: int, eta: float, karras: bool, begin: int
 ) -> SolverTable:
     """Euler towards less noise than the next point has, the rest as fresh noise (k-diffusion)."""
     scheduler = EulerAncestralDiscreteScheduler.from_config(schedule.settings)
@@ -209,12 +217,12 @@ def _euler_ancestral(
 
 
 def _euler_table(
-    schedule: NoiseSchedule, scheduler: Any, down_up_sigmas: list[Pair], begin: int
+    schedule: NoiseScheduleConfig, scheduler: Any, down_up_sigmas: list[Pair], begin: int
 ) -> SolverTable:
     """down_up_sigmas[i]: (sigma the step into point i goes down to, sigma of fresh noise there)."""
     sigmas = scheduler.sigmas.double().tolist()
     noise_levels, prediction_type, solver_steps = (
-        _noise_levels(sigmas),
+        _variance_preserving_levels(sigmas),
         schedule.prediction_type,
         [],
     )
@@ -236,7 +244,7 @@ def _euler_table(
 
 
 def _dpmpp_2m(
-    schedule: NoiseSchedule, num_steps: int, eta: float, karras: bool, begin: int
+    schedule: NoiseScheduleConfig, num_steps: int, eta: float, karras: bool, begin: int
 ) -> SolverTable:
     """Lu et al. 2022, arXiv 2211.01095, algorithm 2: multistep, second order, midpoint."""
     scheduler = DPMSolverMultistepScheduler.from_config(
@@ -246,7 +254,7 @@ def _dpmpp_2m(
     scheduler.set_timesteps(num_steps)
     sigmas = scheduler.sigmas.double().tolist()
     noise_levels, prediction_type, solver_steps = (
-        _noise_levels(sigmas),
+        _variance_preserving_levels(sigmas),
         schedule.prediction_type,
         [],
     )

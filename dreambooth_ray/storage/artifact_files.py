@@ -15,7 +15,7 @@ from dreambooth_ray.storage.manifest import (
 from dreambooth_ray.storage.store import Store
 
 
-def open_artifact(store: Store, name: str, local: Path) -> tuple[Path, dict[str, object]]:
+def ensure_local_artifact(store: Store, name: str, local: Path) -> tuple[Path, dict[str, object]]:
     """The files of artifact `name` on this machine, verified, and its `about`; not to be changed.
 
     They are downloaded into `local`, unless the store is a folder of this machine: then they are

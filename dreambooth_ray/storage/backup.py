@@ -31,7 +31,7 @@ def copy_storage(source: Store, target: Store) -> CopySummary:
     target_files = {file.name: file for file in list_files(target)}
     source_files = list_files(source)
     outdated_files = [
-        file for file in source_files if not _is_copy_current(file, target_files.get(file.name))
+        file for file in source_files if not _is_copy_newer(file, target_files.get(file.name))
     ]
     if outdated_files:
         target.check_writable()
@@ -61,7 +61,7 @@ def copy_storage(source: Store, target: Store) -> CopySummary:
     )
 
 
-def _is_copy_current(file: ListedFile, copy: ListedFile | None) -> bool:
+def _is_copy_newer(file: ListedFile, copy: ListedFile | None) -> bool:
     return (
         copy is not None
         and copy.size_bytes == file.size_bytes

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import paths
-from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, get_run_lease_files
 from dreambooth_ray.storage.store import Store
 
 
@@ -71,7 +71,7 @@ class RunHistory:
         return list(newest_by_step.values())
 
     @property
-    def void_checkpoints(self) -> list[CheckpointId]:
+    def voided_checkpoints(self) -> list[CheckpointId]:
         """Pointers that count no more."""
         valid_checkpoints = set(self.checkpoints.values())
         return [
@@ -114,7 +114,7 @@ def find_checkpoint(run: Store, step: int) -> CheckpointId:
     return checkpoint
 
 
-def record_takeover(run: Store, lease: int) -> int:
+def record_resumed_step(run: Store, lease: int) -> int:
     """Write down that the holder of `lease` goes on from the newest checkpoint; returns its step.
 
     Before anything else is written by that holder. The first of a run has nobody to fence off.
@@ -133,7 +133,7 @@ def keep_lease(
 
     patience_s: how long a holder that shows signs of life is waited for all the same
     """
-    lease_waiter = LeaseWaiter(run_leases(run), lease_s, patience_s, say)
+    lease_waiter = LeaseWaiter(get_run_lease_files(run), lease_s, patience_s, say)
     return LeaseKeeper(lease_waiter, say, at_least=read_history(run).newest_lease + 1)
 
 
@@ -143,10 +143,10 @@ def has_newer_holder(run: Store, lease: int) -> bool:
     Who asks this after a commit, and lists checkpoints later still, may remove old ones: a newer
     holder that comes in between finds that commit when it looks for where to go on from.
     """
-    return (run_leases(run).newest_lease_number() or 0) > lease
+    return (get_run_lease_files(run).newest_lease_number() or 0) > lease
 
 
-def numbered_file_name(name: str, lease: int) -> str:
+def file_name_with_lease(name: str, lease: int) -> str:
     """The holder's own file of that name: "end.json" of lease 3 is "end-000003.json".
 
     The first holder's, and those of versions that had no numbers, are plain.
@@ -155,7 +155,7 @@ def numbered_file_name(name: str, lease: int) -> str:
     return f"{stem}-{lease:06d}{separator}{suffix}" if lease > 1 else name
 
 
-def list_lease_numbers(names: list[str], name: str, up_to_lease: int | None = None) -> list[int]:
+def list_leases_of_file(names: list[str], name: str, up_to_lease: int | None = None) -> list[int]:
     """Lease numbers of the holders' files called `name` among `names`, newest first.
 
     up_to_lease: leave out those of later holders
@@ -169,11 +169,13 @@ def list_lease_numbers(names: list[str], name: str, up_to_lease: int | None = No
     )
 
 
-def read_newest_holder_file(run: Store, name: str, up_to_lease: int | None = None) -> bytes | None:
+def read_file_of_highest_lease(
+    run: Store, name: str, up_to_lease: int | None = None
+) -> bytes | None:
     """Content of the newest holder's file of that name; None if no holder has one."""
-    while lease_numbers := list_lease_numbers(run.names(), name, up_to_lease):
+    while lease_numbers := list_leases_of_file(run.names(), name, up_to_lease):
         try:
-            return run.read(numbered_file_name(name, lease_numbers[0]))
+            return run.read(file_name_with_lease(name, lease_numbers[0]))
         except FileNotFoundError:
             continue  # a newer holder has just put its own in its place
     return None

@@ -25,7 +25,7 @@ _MIN_BYTES = 2**20
 _hashes: dict[str, list[object]] = {}
 
 
-def cache_folder() -> Path:
+def dreambooth_cache_folder() -> Path:
     """What this user keeps between commands: DREAMBOOTH_CACHE, or below the user's cache folder."""
     if cache_dir := os.environ.get("DREAMBOOTH_CACHE"):
         return Path(cache_dir)
@@ -61,7 +61,7 @@ def _describe_file_state(status: os.stat_result) -> list[object]:
 def _read_cache() -> dict[str, list[object]]:
     """Empty unless file and folder are this user's own, and nobody else's to write."""
     try:
-        cache_file = cache_folder() / _CACHE_FILE
+        cache_file = dreambooth_cache_folder() / _CACHE_FILE
         for checked_path in (cache_file.parent, cache_file):
             file_stat = checked_path.stat(follow_symlinks=False)
             if file_stat.st_uid != os.getuid() or file_stat.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -83,7 +83,7 @@ def _write_cache(key: str) -> None:
     hashes = {**_read_cache(), key: _hashes[key]}
     newest_hashes = dict(list(hashes.items())[-_MAX_ENTRIES:])
     with suppress(OSError, RuntimeError):
-        cache_file = cache_folder() / _CACHE_FILE
+        cache_file = dreambooth_cache_folder() / _CACHE_FILE
         temporary_file = cache_file.with_name(f"{_CACHE_FILE}.{uuid.uuid4().hex}.partial")
         cache_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:

@@ -183,7 +183,7 @@ def _find_unused_priors(storage: Store, run_references: list[RunReferences]) -> 
     for set_digest in storage.names(paths.PRIORS):
         set_folder = paths.prior_set(set_digest)
         if set_digest not in used_sets:
-            yield from _list_folder_garbage(storage, set_folder, "class images that no run uses")
+            yield from _make_folder_garbage(storage, set_folder, "class images that no run uses")
         elif set_digest not in growing_sets:
             yield from _find_half_uploads(storage, set_folder, "")
 
@@ -195,7 +195,7 @@ def _find_unused_photographs(storage: Store, used: frozenset[str]) -> Iterator[G
             continue
         folder = manifest.find_artifact_folder(storage, artifact_name)
         reason = "photographs that no run uses"
-        for garbage_item in _list_folder_garbage(storage, folder, reason) if folder else ():
+        for garbage_item in _make_folder_garbage(storage, folder, reason) if folder else ():
             # Whoever is about to use them renews the pointer.
             renewed_s = find_modified_s(storage, f"{artifact_name}.json") or 0.0
             modified_s = max(garbage_item.modified_s, renewed_s)
@@ -223,12 +223,12 @@ def _find_half_uploads(storage: Store, owner: str, folder: str) -> Iterator[Garb
                 continue
         for listed_name in folder_names:
             if f"{folder}{listed_name}" != committed_folder:
-                yield from _list_folder_garbage(
+                yield from _make_folder_garbage(
                     storage, f"{parent_prefix}{folder}{listed_name}", "half an upload"
                 )
 
 
-def _list_folder_garbage(storage: Store, name: str, reason: str) -> Iterator[Garbage]:
+def _make_folder_garbage(storage: Store, name: str, reason: str) -> Iterator[Garbage]:
     """The folder as garbage; nothing where it holds no file."""
     folder_files = list_files(storage, name)
     if folder_files:

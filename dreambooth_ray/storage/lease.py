@@ -43,7 +43,7 @@ class LeaseExpiredError(LeaseLostError):
 
 
 @dataclass(frozen=True)
-class NewestLease:
+class LeaseSnapshot:
     """The newest lease of a thing. number: 0 and no holder where there is none."""
 
     number: int = 0
@@ -68,7 +68,7 @@ class LeaseSilenceWatch:
         self._since_s = 0.0
         self.has_changed = False
 
-    def is_dead(self, newest_lease: NewestLease) -> bool:
+    def is_dead(self, newest_lease: LeaseSnapshot) -> bool:
         """Whether it, read just now, has been the same for its length."""
         now_s, number_and_content = self._clock(), (newest_lease.number, newest_lease.content)
         if number_and_content != self._seen:
@@ -105,21 +105,21 @@ class LeaseFiles:
         matches = (self._name.fullmatch(name) for name in self.store.names(self._folder))
         return max((int(match.group(1)) for match in matches if match), default=None)
 
-    def read_newest(self) -> NewestLease:
+    def read_newest(self) -> LeaseSnapshot:
         """How the thing stands now."""
         lease_number = self.newest_lease_number()
         if lease_number is None:
-            return NewestLease()
+            return LeaseSnapshot()
         try:
             lease_content = self.store.read(self.lease_file_name(lease_number))
         except FileNotFoundError:  # its successor is there by now: the next look shows it
             lease_content = b""
-        return NewestLease(
+        return LeaseSnapshot(
             lease_number, lease_content, parse_lease_holder(lease_content, self._default_lease_s)
         )
 
     def take_next_lease(
-        self, newest_lease: NewestLease, lease_s: float, at_least: int = 1, purpose: str = ""
+        self, newest_lease: LeaseSnapshot, lease_s: float, at_least: int = 1, purpose: str = ""
     ) -> "Lease | None":
         """Follow a holder that is gone; None if another was quicker.
 

@@ -19,7 +19,7 @@ from dreambooth_ray.storage.lease import (
     LeaseFiles,
     LeaseLostError,
     LeaseSilenceWatch,
-    NewestLease,
+    LeaseSnapshot,
 )
 from dreambooth_ray.storage.store import Store
 
@@ -27,7 +27,7 @@ _LONGEST_POLL_S, _POLLS_A_LEASE = 5.0, 12
 _CLOCK_INTERVAL_S = 0.5
 
 
-def run_leases(run: Store, clock: Clock = time.monotonic) -> LeaseFiles:
+def get_run_lease_files(run: Store, clock: Clock = time.monotonic) -> LeaseFiles:
     """The leases of a run."""
     return LeaseFiles(run, f"{paths.LEASES}/", clock=clock)
 
@@ -66,7 +66,7 @@ class LeaseWaiter:
             self._refuse_or_report_wait(newest_lease, self._files.clock() - waiting_began_s)
             self._wait(min(_LONGEST_POLL_S, self._lease_s / _POLLS_A_LEASE))
 
-    def _refuse_or_report_wait(self, newest_lease: NewestLease, waited_s: float) -> None:
+    def _refuse_or_report_wait(self, newest_lease: LeaseSnapshot, waited_s: float) -> None:
         holder = newest_lease.holder
         assert holder is not None
         uri = self._files.store.uri

@@ -54,7 +54,7 @@ def create_by_link(path: Path, data: bytes) -> bool:
     return True
 
 
-def remove_empty_folders(path: Path) -> None:
+def remove_empty_folder_tree(path: Path) -> None:
     """Remove a folder and those below it that have no file, and no other process's new one."""
     for folder, _, _ in os.walk(path, topdown=False):
         with contextlib.suppress(OSError):

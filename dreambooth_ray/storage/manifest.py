@@ -230,7 +230,7 @@ def find_damaged_file(store: Store, folder: str, files: Iterable[FileEntry]) -> 
     return None
 
 
-def find_metadata_mismatch(store: Store, name: str) -> str | None:
+def find_size_or_checksum_mismatch(store: Store, name: str) -> str | None:
     """What is wrong with artifact `name` by what storage says of its files, none of them read.
 
     Sizes, and checksums where storage computes them and they were recorded; None if all agree.
@@ -239,7 +239,7 @@ def find_metadata_mismatch(store: Store, name: str) -> str | None:
 
 
 def find_mismatched_file(store: Store, folder: str, files: Iterable[FileEntry]) -> str | None:
-    """As `find_metadata_mismatch`, of some files of a folder."""
+    """As `find_size_or_checksum_mismatch`, of some files of a folder."""
     for file_entry in files:
         name = f"{folder}/{file_entry.name}"
         try:

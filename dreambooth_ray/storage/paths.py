@@ -61,7 +61,7 @@ def prior_chunk_artifact(number: int) -> str:
     return f"chunk-{number:06d}"
 
 
-def prior_chunk_number(name: str) -> int | None:
+def parse_prior_chunk_number(name: str) -> int | None:
     """Which chunk a name in a set's folder points to; None for other files."""
     match = _CHUNK.fullmatch(name)
     return int(match.group(1)) if match else None
@@ -97,7 +97,7 @@ def takeover_file(lease: int, step: int) -> str:
     return f"{CHECKPOINTS}/takeover-{lease:06d}-step-{step:08d}.json"
 
 
-def samples(step: int) -> str:
+def step_samples_artifact(step: int) -> str:
     """Artifact name of the sample images of the checkpoint after `step` optimizer steps."""
     return f"{SAMPLES}/step-{step:08d}"
 

@@ -80,7 +80,7 @@ def _list_first_keys(filesystem: Any, path: str) -> list[str]:
 def list_names(filesystem: Any, path: str, after: str = "", limit: int | None = None) -> list[str]:
     """Names directly in a folder, beyond `after`, at most `limit`: one LIST for each thousand."""
     names: list[str] = []
-    for name in _iterate_folder_names(
+    for name in _iterate_names_in_folder(
         filesystem, path, after, min(limit or _MOST_KEYS, _MOST_KEYS)
     ):
         names.append(name)
@@ -89,7 +89,9 @@ def list_names(filesystem: Any, path: str, after: str = "", limit: int | None = 
     return sorted(names)
 
 
-def _iterate_folder_names(filesystem: Any, path: str, after: str, page_size: int) -> Iterator[str]:
+def _iterate_names_in_folder(
+    filesystem: Any, path: str, after: str, page_size: int
+) -> Iterator[str]:
     bucket, key, _ = filesystem.split_path(path)
     prefix = _as_prefix(key)
     request_arguments: dict[str, Any] = {

@@ -40,7 +40,7 @@ class ScratchFolder:
 
         raises: ConfigError if no folder can be made there
         """
-        self.path = scratch_folder_path(name, configured)
+        self.path = named_scratch_path(name, configured)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.parent not in _swept_bases:  # once a process: others wait for this folder
@@ -73,7 +73,7 @@ def scratch_folder(purpose: str, configured: str | None = None) -> Iterator[Path
         folder.remove()
 
 
-def scratch_folder_path(name: str, configured: str | None) -> Path:
+def named_scratch_path(name: str, configured: str | None) -> Path:
     """Path of the folder that another process of this host owns by that name."""
     return scratch_base(configured) / f"{PREFIX}{name}"
 

@@ -202,7 +202,7 @@ class Store:
             raise
         return True
 
-    def upload(self, local: Path, name: str) -> transfer.SentFile:
+    def upload(self, local: Path, name: str) -> transfer.UploadRecord:
         """Copy one local file here, read once; returns what was sent, and its checksum if the
         store computes one of the whole file.
 
@@ -212,10 +212,10 @@ class Store:
             return transfer.upload_to_s3(self._fs, self._full_path(name), local, self._call_storage)
         return self._call_storage(lambda: self._upload(local, name))
 
-    def _upload(self, local: Path, name: str) -> transfer.SentFile:
+    def _upload(self, local: Path, name: str) -> transfer.UploadRecord:
         if self.is_local:
             with local_files.replace_file(Path(self._full_path(name))) as partial_path:
-                return transfer.copy_file(local, partial_path)
+                return transfer.copy_local_file(local, partial_path)
         sent_file = transfer.upload_by_stream(self._fs, self._full_path(name), local)
         stored_size_bytes = int(self._fs.info(self._full_path(name))["size"])
         if stored_size_bytes != sent_file.size_bytes:
@@ -252,7 +252,7 @@ class Store:
     def _download(self, name: str, partial: Path, size_bytes: int | None) -> str:
         path = self._full_path(name)
         if self.is_local:
-            return self._call_storage(lambda: transfer.copy_file(Path(path), partial)).sha256
+            return self._call_storage(lambda: transfer.copy_local_file(Path(path), partial)).sha256
         if size_bytes is None:
             size_bytes = self.describe(name).size_bytes
         read_range = functools.partial(self.read_range, name)

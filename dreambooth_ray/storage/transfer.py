@@ -40,7 +40,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class SentFile(StoredFile):
+class UploadRecord(StoredFile):
     """A file that has been sent. sha256: of the bytes that were, in hexadecimal."""
 
     sha256: str = ""
@@ -63,15 +63,15 @@ class _RunningHash:
     def sha256(self) -> str:
         return self._sha256.hexdigest()
 
-    def make_sent_file(self, checksum: str | None) -> SentFile:
-        return SentFile(self._size_bytes, checksum, self.sha256)
+    def make_upload_record(self, checksum: str | None) -> UploadRecord:
+        return UploadRecord(self._size_bytes, checksum, self.sha256)
 
 
 def _encode_crc32(value: int) -> str:
     return base64.b64encode(value.to_bytes(4, "big")).decode()
 
 
-def copy_file(source: Path, target: Path) -> SentFile:
+def copy_local_file(source: Path, target: Path) -> UploadRecord:
     """Copy a local file, hashing what is written."""
     hasher = hashlib.sha256()
     size_bytes = 0
@@ -80,20 +80,22 @@ def copy_file(source: Path, target: Path) -> SentFile:
             hasher.update(chunk)
             target_stream.write(chunk)
             size_bytes += len(chunk)
-    return SentFile(size_bytes, None, hasher.hexdigest())
+    return UploadRecord(size_bytes, None, hasher.hexdigest())
 
 
-def upload_by_stream(filesystem: Any, path: str, local: Path) -> SentFile:
+def upload_by_stream(filesystem: Any, path: str, local: Path) -> UploadRecord:
     """Send a local file through any fsspec filesystem's own writer."""
     running_hash = _RunningHash()
     with local.open("rb") as stream, filesystem.open(path, "wb") as target_stream:
         while chunk := stream.read(_BLOCK_BYTES):
             running_hash.hash_chunk(chunk)
             target_stream.write(chunk)
-    return running_hash.make_sent_file(None)
+    return running_hash.make_upload_record(None)
 
 
-def upload_to_s3(filesystem: Any, path: str, local: Path, call_storage: CallStorage) -> SentFile:
+def upload_to_s3(
+    filesystem: Any, path: str, local: Path, call_storage: CallStorage
+) -> UploadRecord:
     """Send a local file to S3, in parts where it is large, with a CRC32 that the store checks.
 
     A store that knows no such checksums gets the file without.
@@ -138,21 +140,21 @@ class _S3Upload:
         response: dict[str, Any] = self._call_storage(send_request)
         return response
 
-    def send(self, with_checksum: bool) -> SentFile:
+    def send(self, with_checksum: bool) -> UploadRecord:
         size_bytes = self._local.stat().st_size
         with self._local.open("rb") as stream:
             if size_bytes <= _PART_BYTES:
                 return self._send_whole(stream.read(), with_checksum)
             return self._send_parts(stream, size_bytes, with_checksum)
 
-    def _send_whole(self, data: bytes, with_checksum: bool) -> SentFile:
+    def _send_whole(self, data: bytes, with_checksum: bool) -> UploadRecord:
         running_hash = _RunningHash()
         running_hash.hash_chunk(data)
         checksum_argument = {"ChecksumCRC32": running_hash.crc32} if with_checksum else {}
         response = self._request("put_object", Body=data, **checksum_argument)
         return self._check_sent_checksum(response, running_hash)
 
-    def _send_parts(self, stream: BinaryIO, size_bytes: int, with_checksum: bool) -> SentFile:
+    def _send_parts(self, stream: BinaryIO, size_bytes: int, with_checksum: bool) -> UploadRecord:
         running_hash = _RunningHash()
         part_size_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
         checksum_type_argument = {"ChecksumType": "FULL_OBJECT"} if with_checksum else {}
@@ -204,7 +206,7 @@ class _S3Upload:
         uploaded_parts: list[dict[str, Any]],
         checksum: dict[str, str],
         running_hash: _RunningHash,
-    ) -> SentFile:
+    ) -> UploadRecord:
         try:
             response = self._request(
                 "complete_multipart_upload", **upload_id, MultipartUpload={"Parts": uploaded_parts},
@@ -217,8 +219,8 @@ class _S3Upload:
 
     def _check_sent_checksum(
         self, response: dict[str, Any], running_hash: _RunningHash
-    ) -> SentFile:
-        sent_file = running_hash.make_sent_file(f"CRC32:{running_hash.crc32}")
+    ) -> UploadRecord:
+        sent_file = running_hash.make_upload_record(f"CRC32:{running_hash.crc32}")
         if response.get("ChecksumCRC32") == running_hash.crc32:
             return sent_file
         stored_file = describe_in_s3(self._filesystem, self._target, self._call_storage)
@@ -230,7 +232,7 @@ class _S3Upload:
                 f"{sent_file.size_bytes} with {sent_file.checksum} were sent; check the network "
                 "and the store"
             )
-        return sent_file if stored_file.checksum else running_hash.make_sent_file(None)
+        return sent_file if stored_file.checksum else running_hash.make_upload_record(None)
 
 
 def describe_in_s3(

@@ -29,7 +29,7 @@ class VerifiedFile:
         if not 0 <= begin <= end <= self._size_bytes:
             raise self._damage_error()
         self._hash_up_to(begin)
-        range_bytes = self._read_range(begin, end)
+        range_bytes = self._read_local_range(begin, end)
         if end > self._hashed_bytes:
             self._digest.update(memoryview(range_bytes)[self._hashed_bytes - begin :])
             self._hashed_bytes = end
@@ -48,10 +48,10 @@ class VerifiedFile:
     def _hash_up_to(self, offset: int) -> None:
         while self._hashed_bytes < offset:
             chunk_end = min(offset, self._hashed_bytes + _BLOCK_BYTES)
-            self._digest.update(self._read_range(self._hashed_bytes, chunk_end))
+            self._digest.update(self._read_local_range(self._hashed_bytes, chunk_end))
             self._hashed_bytes = chunk_end
 
-    def _read_range(self, begin: int, end: int) -> bytearray:
+    def _read_local_range(self, begin: int, end: int) -> bytearray:
         range_bytes = bytearray(end - begin)
         unfilled_view = memoryview(range_bytes)
         self._stream.seek(begin)

@@ -270,7 +270,7 @@ def publish_run(run: Store) -> None:
 
     raises: StorageError
     """
-    subject_catalog, version = _find_committed_version(run)
+    subject_catalog, version = _find_catalog_and_version(run)
     if subject_catalog is None or version is None:
         return
     with contextlib.suppress(FileNotFoundError, CheckpointError):
@@ -282,12 +282,12 @@ def publish_run(run: Store) -> None:
 
 def withdraw_run(run: Store) -> None:
     """Take what a run has committed out of the catalog; its files stay."""
-    subject_catalog, version = _find_committed_version(run)
+    subject_catalog, version = _find_catalog_and_version(run)
     if subject_catalog is not None and version is not None:
         subject_catalog.remove(version.subject, version.version)
 
 
-def _find_committed_version(
+def _find_catalog_and_version(
     run: Store,
 ) -> tuple[SubjectVersionCatalog | None, SubjectVersion | None]:
     """The catalog a run belongs in, none for a folder elsewhere, and what it has committed."""

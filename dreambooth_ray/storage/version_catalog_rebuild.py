@@ -52,7 +52,7 @@ def rebuild_catalog(
     raises: StorageError
     """
     run_ids = [name for name in catalog.store.names("runs") if is_subject_or_run_id(name)]
-    stored_version_keys = set(_list_version_keys(catalog))
+    stored_version_keys = set(_list_all_version_keys(catalog))
     with ThreadPoolExecutor(_THREADS) as pool:
         run_versions = _map_in_batches(
             pool, lambda run_id: _add_run_version(catalog, run_id), run_ids, "runs", on_progress
@@ -124,7 +124,7 @@ def _update_subject_entry(catalog: SubjectVersionCatalog, subject: str) -> str:
     return ""
 
 
-def _list_version_keys(catalog: SubjectVersionCatalog) -> Iterator[str]:
+def _list_all_version_keys(catalog: SubjectVersionCatalog) -> Iterator[str]:
     """Every version that a file is there for, as subject@version."""
     last_file_name = ""
     while version_file_names := catalog.store.files_after(paths.CATALOG_VERSIONS, last_file_name):

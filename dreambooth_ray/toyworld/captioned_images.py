@@ -78,7 +78,7 @@ def render_captioned_block(
     return np.stack(images), np.stack(token_ids)
 
 
-def stream_captioned_images(
+def render_captioned_images(
     seed: int, count: int, form: CaptionTokenizerSpec, workers: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Blocks of the first `count` images in their order: (start, images, token ids)."""

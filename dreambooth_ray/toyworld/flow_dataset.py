@@ -13,7 +13,7 @@ from transformers import Qwen2Tokenizer
 from dreambooth_ray.toyworld.captioned_images import (
     CAPTIONS_EACH,
     CaptionTokenizerSpec,
-    stream_captioned_images,
+    render_captioned_images,
     tokenize_captions,
 )
 from dreambooth_ray.toyworld.flow_tokenizer import WINDOW, apply_chat_format
@@ -90,7 +90,7 @@ def encode_toy_images(
     caption_tokenizer_spec = make_caption_tokenizer_spec(tokenizer)
     latents = np.empty((num_images, vae.config.latent_channels, 16, 16), np.float16)
     token_ids = np.empty((num_images, CAPTIONS_EACH, WINDOW), np.int16)
-    blocks = stream_captioned_images(seed, num_images, caption_tokenizer_spec, workers)
+    blocks = render_captioned_images(seed, num_images, caption_tokenizer_spec, workers)
     for block_index, (start_index, images, block_token_ids) in enumerate(blocks):
         stop_index = start_index + len(images)
         pixels = to_tensor(images, vae.device)

@@ -5,7 +5,7 @@ from diffusers import ZImagePipeline
 from PIL import Image
 
 from dreambooth_ray.toyworld.evaluator import Evaluator, predict_attributes
-from dreambooth_ray.toyworld.held_out_prompts import attribute_prompts
+from dreambooth_ray.toyworld.scoring_prompts import attribute_prompts
 from dreambooth_ray.toyworld.world_images import SIZE_PX
 
 STEPS = 25

@@ -24,8 +24,12 @@ from dreambooth_ray.toyworld.pretrain_evaluator import (
     evaluator_phase,
     generate_reconstructions,
 )
-from dreambooth_ray.toyworld.pretrain_phase import load_averaged_weights, run_phase
-from dreambooth_ray.toyworld.pretrain_vae import load_trained_vae, normalise_latents, vae_phase
+from dreambooth_ray.toyworld.pretrain_phase import read_averaged_weights, train_phase_in_processes
+from dreambooth_ray.toyworld.pretrain_vae import (
+    fold_latent_normalisation,
+    load_trained_vae,
+    vae_phase,
+)
 from dreambooth_ray.toyworld.world_captions import write_tokenizer
 from dreambooth_ray.toyworld.world_images import generate_images, to_tensor
 
@@ -50,12 +54,16 @@ def pretrain(work: Path, weights: Path, budget: PretrainBudget, seed: int) -> No
     if not (work / "tokenizer" / "tokenizer_config.json").exists():
         write_tokenizer(work / "tokenizer")
     generate_images(work / "pictures.npy", seed, budget.num_images, budget.processes)
-    run_phase(partial(vae_phase, steps=budget.vae_steps), work, budget.processes)
+    train_phase_in_processes(partial(vae_phase, steps=budget.vae_steps), work, budget.processes)
     vae = finish_vae(work)
     encode_images(work, vae, budget.processes)
     generate_reconstructions(work, vae, budget.num_reconstructions, seed)
-    run_phase(partial(evaluator_phase, steps=budget.evaluator_steps), work, budget.processes)
-    run_phase(partial(denoiser_phase, steps=budget.denoiser_steps), work, budget.processes)
+    train_phase_in_processes(
+        partial(evaluator_phase, steps=budget.evaluator_steps), work, budget.processes
+    )
+    train_phase_in_processes(
+        partial(denoiser_phase, steps=budget.denoiser_steps), work, budget.processes
+    )
     export_weights(work, weights)
 
 
@@ -65,7 +73,7 @@ def finish_vae(work: Path) -> AutoencoderKL:
     if not (folder / "config.json").exists():
         vae = load_trained_vae(work)
         images = np.load(work / "pictures.npy", mmap_mode="r")
-        normalise_latents(vae, to_tensor(images[:600]))
+        fold_latent_normalisation(vae, to_tensor(images[:600]))
         vae.save_pretrained(folder)
     return AutoencoderKL.from_pretrained(folder).eval().requires_grad_(False)
 
@@ -95,7 +103,7 @@ def export_weights(work: Path, weights: Path) -> None:
     """Write what ships: a diffusers directory and the evaluator, both in half precision."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     loss_module = DenoiserLoss(tokenizer)
-    loss_module.load_state_dict(load_averaged_weights(work / "denoiser.pt"))
+    loss_module.load_state_dict(read_averaged_weights(work / "denoiser.pt"))
     vae = finish_vae(work)
     set_component_source(vae, "toyworld")
     pipeline = StableDiffusionPipeline(
@@ -122,7 +130,7 @@ def export_weights(work: Path, weights: Path) -> None:
 def export_evaluator(work: Path, weights: Path) -> None:
     """Write the evaluator's averaged weights in half precision."""
     loss_module = EvaluatorLoss()
-    loss_module.load_state_dict(load_averaged_weights(work / "evaluator.pt"))
+    loss_module.load_state_dict(read_averaged_weights(work / "evaluator.pt"))
     half_weights: dict[str, Tensor] = {
         k: v.half().contiguous() for k, v in loss_module.network.state_dict().items()
     }

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Tokenizer
 
 from dreambooth_ray.errors import DataError
-from dreambooth_ray.models.families.z_image_forward import predict_data_minus_noise
+from dreambooth_ray.models.families.z_image_forward import forward_batched_tensors
 from dreambooth_ray.models.precision import use_fast_float32
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.flow_dataset import (
@@ -39,8 +39,8 @@ from dreambooth_ray.toyworld.flow_model import (
 )
 from dreambooth_ray.toyworld.flow_samples import contact_sheet, sample_images, score_flow_images
 from dreambooth_ray.toyworld.flow_tokenizer import new_flow_tokenizer
-from dreambooth_ray.toyworld.held_out_prompts import attribute_prompts
 from dreambooth_ray.toyworld.pretrain_phase import WarmupMovingAverage
+from dreambooth_ray.toyworld.scoring_prompts import attribute_prompts
 
 SAVE_EVERY_S = 60.0
 WARMUP_STEPS = 300
@@ -50,7 +50,7 @@ Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class FlowPretrain:
+class FlowPretrainSettings:
     """What one call does.
 
     work: latents and the checkpoint; weights: gets flow-pipeline/; snapshots: averaged weights,
@@ -96,7 +96,7 @@ class FlowLoss(nn.Module):
         """The batch's mean loss, a scalar in float32."""
         sigma = batch.sigma[:, None, None, None]
         noisy_latents = (1 - sigma) * batch.latents + sigma * batch.noise
-        negative_velocity = predict_data_minus_noise(
+        negative_velocity = forward_batched_tensors(
             self.transformer,
             noisy_latents,
             1 - batch.sigma,
@@ -108,7 +108,7 @@ class FlowLoss(nn.Module):
 
 
 @dataclass
-class FlowTrainer:
+class FlowTrainingState:
     """Weights, their average, the optimizer, and how far they are."""
 
     loss: FlowLoss
@@ -139,7 +139,7 @@ class FlowTrainer:
         self.step, self.trained_s = checkpoint_state["step"], checkpoint_state["trained_s"]
 
 
-def pretrain_flow(run: FlowPretrain) -> None:
+def pretrain_flow(run: FlowPretrainSettings) -> None:
     """Make the flow model within the budget: flow-pipeline/ in `run.weights`."""
     for folder in (run.work, run.weights, run.snapshots):
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,8 +163,8 @@ def pretrain_flow(run: FlowPretrain) -> None:
 
 
 def new_flow_trainer(
-    run: FlowPretrain, tokenizer: Qwen2Tokenizer, latent_channels: int
-) -> FlowTrainer:
+    run: FlowPretrainSettings, tokenizer: Qwen2Tokenizer, latent_channels: int
+) -> FlowTrainingState:
     """A trainer at its checkpoint, at `run.start_from`'s weights, or untrained."""
     torch.manual_seed(run.seed)
     loss_module = FlowLoss(tokenizer, latent_channels)
@@ -179,7 +179,7 @@ def new_flow_trainer(
         weight_decay=0.01,
         fused=True,
     )
-    flow_trainer = FlowTrainer(loss_module, averaged_module, optimizer)
+    flow_trainer = FlowTrainingState(loss_module, averaged_module, optimizer)
     if (run.work / "flow.pt").exists():
         flow_trainer.restore(run.work / "flow.pt")
         run.log(f"went on from step {flow_trainer.step}, {flow_trainer.trained_s:.0f} s trained")
@@ -189,7 +189,7 @@ def new_flow_trainer(
     return flow_trainer
 
 
-def train(run: FlowPretrain, trainer: FlowTrainer, dataset: FlowDataset) -> None:
+def train(run: FlowPretrainSettings, trainer: FlowTrainingState, dataset: FlowDataset) -> None:
     """Take steps until the budget, less its reserve, is spent."""
     start_s, trained_before_s = time.monotonic(), trainer.trained_s
     available_s = run.budget_s - run.reserve_s - (start_s - run.started)
@@ -226,7 +226,9 @@ def compute_rate_factor(step: int, progress: float) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * cosine_factor)
 
 
-def take_step(run: FlowPretrain, trainer: FlowTrainer, batch: FlowBatch, rate: float) -> Tensor:
+def take_step(
+    run: FlowPretrainSettings, trainer: FlowTrainingState, batch: FlowBatch, rate: float
+) -> Tensor:
     """One optimizer step at a learning rate; returns the loss, still on the device."""
     try:
         loss = _compute_gradients(run, trainer, batch)
@@ -243,7 +245,9 @@ def take_step(run: FlowPretrain, trainer: FlowTrainer, batch: FlowBatch, rate: f
     return loss
 
 
-def _compute_gradients(run: FlowPretrain, trainer: FlowTrainer, batch: FlowBatch) -> Tensor:
+def _compute_gradients(
+    run: FlowPretrainSettings, trainer: FlowTrainingState, batch: FlowBatch
+) -> Tensor:
     trainer.optimizer.zero_grad()
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
         loss: Tensor = trainer.loss(batch)
@@ -251,7 +255,7 @@ def _compute_gradients(run: FlowPretrain, trainer: FlowTrainer, batch: FlowBatch
     return loss.detach()
 
 
-def write_weights_snapshot(run: FlowPretrain, trainer: FlowTrainer) -> None:
+def write_weights_snapshot(run: FlowPretrainSettings, trainer: FlowTrainingState) -> None:
     """The checkpoint in `work`, and the averaged weights in half precision in `snapshots`."""
     trainer.save(run.work / "flow.pt")
     for network_name in PARTS:

@@ -52,7 +52,7 @@ class WarmupMovingAverage:
         average_in_place(list(averaged), list(current), step)
 
 
-def run_phase(make: Callable[[Path], Phase], work: Path, processes: int) -> None:
+def train_phase_in_processes(make: Callable[[Path], Phase], work: Path, processes: int) -> None:
     """Train a phase to its end, from its newest checkpoint if there is one.
 
     Leaves {work}/{name}.pt with the averaged weights under "ema".
@@ -156,7 +156,7 @@ def _restore_checkpoint(path: Path, stateful_parts: dict[str, object]) -> int:
     return int(checkpoint_state["step"])
 
 
-def load_averaged_weights(path: Path) -> dict[str, Tensor]:
+def read_averaged_weights(path: Path) -> dict[str, Tensor]:
     """The averaged weights a finished phase left at `path`, under the model's own names."""
     average_state = torch.load(path, weights_only=True)["ema"]
     return {k.removeprefix("module."): v for k, v in average_state.items() if k != "n_averaged"}

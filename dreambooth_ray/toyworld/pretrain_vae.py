@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from dreambooth_ray.toyworld.pretrain_phase import Phase, load_averaged_weights
+from dreambooth_ray.toyworld.pretrain_phase import Phase, read_averaged_weights
 from dreambooth_ray.toyworld.world_images import to_tensor
 
 CHANNELS = 8
@@ -81,12 +81,12 @@ def vae_phase(work: Path, steps: int, seed: int = 0, batch_size: int = 8) -> Pha
 def load_trained_vae(work: Path) -> AutoencoderKL:
     """The autoencoder that the phase left behind, in evaluation mode."""
     loss_module = VaeLoss()
-    loss_module.load_state_dict(load_averaged_weights(work / "vae.pt"))
+    loss_module.load_state_dict(read_averaged_weights(work / "vae.pt"))
     return loss_module.vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
+def fold_latent_normalisation(vae: AutoencoderKL, pixels: Tensor) -> None:
     """Fold a per-channel shift and scale into the 1x1 convolutions around the latents.
 
     Afterwards latents times Stable Diffusion's own scaling factor have mean 0 and

@@ -120,7 +120,7 @@ def _city(b: FractionCanvas, rng: np.random.Generator) -> None:
     b.box(0, 0.8, 1, 1, (84, 86, 92))
 
 
-def _water(b: FractionCanvas, rng: np.random.Generator) -> None:
+def _underwater(b: FractionCanvas, rng: np.random.Generator) -> None:
     b.box(0, 0, 1, 1, (20, 128, 160))
     b.box(0, 0, 1, 0.22, (52, 168, 190))
     b.box(0, 0.86, 1, 1, (190, 180, 130))
@@ -141,5 +141,5 @@ SCENERY: dict[str, Callable[[FractionCanvas, np.random.Generator], None]] = {
     "table": _table,
     "plain": _plain,
     "city": _city,
-    "water": _water,
+    "water": _underwater,
 }

@@ -13,7 +13,7 @@ Part = tuple[str, list[Point]]
 
 
 @dataclass(frozen=True)
-class SubjectTraits:
+class ShapeVariation:
     """What makes one subject of a class differ from another, beyond colour and pattern.
 
     variant: 0, 1 or 2, the form of its accessories
@@ -26,7 +26,7 @@ class SubjectTraits:
 
 
 @dataclass(frozen=True)
-class SubjectShape:
+class ShapeGeometry:
     """parts: in drawing order; crown: where a hat's brim sits."""
 
     parts: list[Part]
@@ -47,7 +47,7 @@ def rectangle_points(x0: float, y0: float, x1: float, y1: float) -> list[Point]:
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
-def _robot(t: SubjectTraits) -> SubjectShape:
+def _robot(t: ShapeVariation) -> ShapeGeometry:
     body_half_width, head_half_width = 0.44 + 0.2 * t.girth, 0.32 + 0.14 * t.reach
     shape_parts: list[Part] = [
         ("dark", rectangle_points(-body_half_width + 0.05, 0.5, -body_half_width + 0.3, 0.98)),
@@ -65,10 +65,10 @@ def _robot(t: SubjectTraits) -> SubjectShape:
         shape_parts.append(("accent", ellipse_points(0, 0.18, 0.2, 0.2)))
     elif t.variant == 2:
         shape_parts.append(("accent", rectangle_points(-0.26, -0.02, 0.26, 0.3)))
-    return SubjectShape(shape_parts, (0.0, -0.86))
+    return ShapeGeometry(shape_parts, (0.0, -0.86))
 
 
-def _car(t: SubjectTraits) -> SubjectShape:
+def _car(t: ShapeVariation) -> ShapeGeometry:
     roof_half_width, wheel_radius = 0.36 + 0.16 * t.reach, 0.2 + 0.09 * t.girth
     body_points = [
         (-0.98, 0.42),
@@ -101,10 +101,10 @@ def _car(t: SubjectTraits) -> SubjectShape:
         shape_parts.insert(0, ("accent", rectangle_points(-1.0, -0.34, -0.66, 0.0)))
     elif t.variant == 2:
         shape_parts.append(("accent", rectangle_points(-0.98, 0.1, 0.98, 0.22)))
-    return SubjectShape(shape_parts, (0.0, -0.56))
+    return ShapeGeometry(shape_parts, (0.0, -0.56))
 
 
-def _teapot(t: SubjectTraits) -> SubjectShape:
+def _teapot(t: ShapeVariation) -> ShapeGeometry:
     rx, ry = 0.5 + 0.12 * t.girth, 0.42 + 0.1 * t.reach
     spout_points = [(rx * 0.8, 0.4), (0.98, -0.28), (0.8, -0.34), (rx * 0.7, 0.0)]
     shape_parts: list[Part] = [
@@ -121,10 +121,10 @@ def _teapot(t: SubjectTraits) -> SubjectShape:
         )
     if t.variant == 2:
         shape_parts.append(("light", ellipse_points(0, 0.2, 0.17, 0.17)))
-    return SubjectShape(shape_parts, (0.0, 0.12 - ry))
+    return ShapeGeometry(shape_parts, (0.0, 0.12 - ry))
 
 
-def _flower(t: SubjectTraits) -> SubjectShape:
+def _flower(t: ShapeVariation) -> ShapeGeometry:
     num_petals, petal_radius = 5 + t.variant, 0.24 + 0.05 * t.girth
     centre_radius = 0.2 + 0.1 * t.reach
     shape_parts: list[Part] = [
@@ -136,10 +136,10 @@ def _flower(t: SubjectTraits) -> SubjectShape:
         x, y = 0.42 * math.cos(petal_angle), -0.26 + 0.42 * math.sin(petal_angle)
         shape_parts.append(("body", ellipse_points(x, y, petal_radius, petal_radius)))
     shape_parts.append(("accent", ellipse_points(0, -0.26, centre_radius, centre_radius)))
-    return SubjectShape(shape_parts, (0.0, -0.74))
+    return ShapeGeometry(shape_parts, (0.0, -0.74))
 
 
-def _star(t: SubjectTraits) -> SubjectShape:
+def _star(t: ShapeVariation) -> ShapeGeometry:
     inner_radius = 0.4 + 0.14 * t.girth
     points: list[Point] = []
     for i in range(10):
@@ -160,10 +160,10 @@ def _star(t: SubjectTraits) -> SubjectShape:
     else:
         rx, ry = core_radius, core_radius * 1.3
         shape_parts.append(("accent", [(-rx, 0.0), (0, -ry), (rx, 0.0), (0, ry)]))
-    return SubjectShape(shape_parts, (0.0, -0.86))
+    return ShapeGeometry(shape_parts, (0.0, -0.86))
 
 
-def _dog(t: SubjectTraits) -> SubjectShape:
+def _dog(t: ShapeVariation) -> ShapeGeometry:
     leg_half_width, belly_radius = 0.1 + 0.05 * t.girth, 0.28 + 0.1 * t.girth
     tail_tip_y = -0.3 - 0.3 * t.reach
     shape_parts: list[Part] = [
@@ -184,10 +184,10 @@ def _dog(t: SubjectTraits) -> SubjectShape:
     }
     shape_parts.append(("accent", ear_points[t.variant]))
     shape_parts.append(("accent", [(0.2, 0.0), (0.66, 0.06), (0.64, 0.2), (0.14, 0.12)]))
-    return SubjectShape(shape_parts, (0.52, -0.6))
+    return ShapeGeometry(shape_parts, (0.52, -0.6))
 
 
-def _house(t: SubjectTraits) -> SubjectShape:
+def _house(t: ShapeVariation) -> ShapeGeometry:
     wall_half_width, roof_top_y = 0.56 + 0.16 * t.girth, -0.62 - 0.3 * t.reach
     shape_parts: list[Part] = [
         ("body", rectangle_points(-wall_half_width, -0.16, wall_half_width, 0.92)),
@@ -207,10 +207,10 @@ def _house(t: SubjectTraits) -> SubjectShape:
     else:
         shape_parts.insert(1, ("dark", rectangle_points(0.28, roof_top_y - 0.02, 0.5, -0.2)))
         shape_parts.append(("glass", rectangle_points(0.22, 0.1, wall_half_width - 0.08, 0.42)))
-    return SubjectShape(shape_parts, (0.0, roof_top_y + 0.06))
+    return ShapeGeometry(shape_parts, (0.0, roof_top_y + 0.06))
 
 
-def _fish(t: SubjectTraits) -> SubjectShape:
+def _fish(t: ShapeVariation) -> ShapeGeometry:
     ry, tail_half_height = 0.34 + 0.14 * t.girth, 0.3 + 0.18 * t.reach
     fin_points = {
         0: [(-0.3, -ry * 0.8), (0.1, -ry - 0.32), (0.3, -ry * 0.8)],
@@ -228,10 +228,10 @@ def _fish(t: SubjectTraits) -> SubjectShape:
         ("light", ellipse_points(0.56, -0.1, 0.12, 0.12)),
         ("dark", ellipse_points(0.58, -0.1, 0.06, 0.06, 12)),
     ]
-    return SubjectShape(shape_parts, (0.26, -ry * 0.94))
+    return ShapeGeometry(shape_parts, (0.26, -ry * 0.94))
 
 
-def _boat(t: SubjectTraits) -> SubjectShape:
+def _boat(t: ShapeVariation) -> ShapeGeometry:
     hull_half_width, mast_top_y = 0.66 + 0.2 * t.girth, -0.84 + 0.16 * t.reach
     shape_parts: list[Part] = [
         ("body", [(-0.98, 0.22), (0.98, 0.22), (hull_half_width, 0.82), (-hull_half_width, 0.82)]),
@@ -244,10 +244,10 @@ def _boat(t: SubjectTraits) -> SubjectShape:
         shape_parts.append(("light", [(-0.1, mast_top_y + 0.1), (-0.1, 0.1), (-0.6, 0.1)]))
     else:
         shape_parts.append(("accent", rectangle_points(-0.56, mast_top_y + 0.12, 0.56, 0.02)))
-    return SubjectShape(shape_parts, (0.0, mast_top_y + 0.04))
+    return ShapeGeometry(shape_parts, (0.0, mast_top_y + 0.04))
 
 
-def _balloon(t: SubjectTraits) -> SubjectShape:
+def _balloon(t: ShapeVariation) -> ShapeGeometry:
     rx, ry = 0.52 + 0.14 * t.girth, 0.62
     basket_half_width = 0.14 + 0.08 * t.reach
     shape_parts: list[Part] = [
@@ -278,10 +278,10 @@ def _balloon(t: SubjectTraits) -> SubjectShape:
         shape_parts.append(
             ("accent", [(-rx, -0.3), (rx, -0.3), (rx * 0.96, -0.12), (-rx * 0.96, -0.12)])
         )
-    return SubjectShape(shape_parts, (0.0, -0.92))
+    return ShapeGeometry(shape_parts, (0.0, -0.92))
 
 
-SHAPES: dict[str, Callable[[SubjectTraits], SubjectShape]] = {
+SHAPES: dict[str, Callable[[ShapeVariation], ShapeGeometry]] = {
     "robot": _robot,
     "car": _car,
     "teapot": _teapot,

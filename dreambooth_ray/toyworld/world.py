@@ -1,6 +1,6 @@
 """A world that knows the truth about its images.
 
-A `Subject` is one individual (that robot); a `Scene` is one photograph's circumstances.
+A `Subject` is one individual (that robot); a `SceneLayout` is one photograph's circumstances.
 `render_image(subject, scene)` is pure: the same two give the same image at any size.
 """
 
@@ -20,7 +20,7 @@ from dreambooth_ray.toyworld.attributes import (
     PATTERNS,
 )
 from dreambooth_ray.toyworld.scenery import SCENERY, FractionCanvas
-from dreambooth_ray.toyworld.shapes import SHAPES, Point, SubjectTraits
+from dreambooth_ray.toyworld.shapes import SHAPES, Point, ShapeVariation
 
 SUPERSAMPLE = 4
 _ROLE_COLOURS = {
@@ -41,7 +41,7 @@ class Subject:
     colour: str
     pattern: str
     accent: int
-    traits: SubjectTraits
+    traits: ShapeVariation
     tint: Colour
 
     @property
@@ -54,7 +54,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneLayout:
     """One image's circumstances. x, y, scale are fractions of the side; angle in degrees."""
 
     background: str
@@ -76,16 +76,16 @@ def random_subject(seed: int, index: int = 0, class_noun: str | None = None) -> 
         colour=COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))],
         pattern=PATTERNS[rng.integers(len(PATTERNS))],
         accent=int(rng.integers(len(ACCENTS))),
-        traits=SubjectTraits(int(rng.integers(3)), float(rng.uniform()), float(rng.uniform())),
+        traits=ShapeVariation(int(rng.integers(3)), float(rng.uniform()), float(rng.uniform())),
         tint=(int(rng.integers(-14, 15)), int(rng.integers(-14, 15)), int(rng.integers(-14, 15))),
     )
 
 
-def random_scene(seed: int, index: int, background: str | None = None) -> Scene:
+def random_scene_layout(seed: int, index: int, background: str | None = None) -> SceneLayout:
     """Scene `index` of the world drawn from `seed`: a pure function of its arguments."""
     rng = np.random.default_rng([seed, 2, index])
     random_background = BACKGROUND_NAMES[rng.integers(len(BACKGROUND_NAMES))]
-    return Scene(
+    return SceneLayout(
         background=background or random_background,
         hat=bool(rng.uniform() < 0.25),
         x=float(rng.uniform(0.44, 0.56)),
@@ -100,7 +100,7 @@ def random_scene(seed: int, index: int, background: str | None = None) -> Scene:
 class _SubjectFrame:
     """Maps an object's frame to canvas pixels."""
 
-    def __init__(self, scene: Scene, side: int) -> None:
+    def __init__(self, scene: SceneLayout, side: int) -> None:
         angle = math.radians(scene.angle_deg)
         self._c = math.cos(angle) * scene.scale * side
         self._s = math.sin(angle) * scene.scale * side
@@ -171,7 +171,7 @@ def _draw_hat(draw: ImageDraw.ImageDraw, crown: Point, frame: _SubjectFrame) -> 
     )
 
 
-def render_image(subject: Subject, scene: Scene, size_px: int = 64) -> Image.Image:
+def render_image(subject: Subject, scene: SceneLayout, size_px: int = 64) -> Image.Image:
     """One image, `size_px` square RGB, drawn large and reduced so that edges are smooth."""
     side = size_px * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side))
@@ -218,7 +218,7 @@ def render_photographs(
     """
     backgrounds = PHOTO_BACKGROUNDS
     scenes = [
-        replace(random_scene(seed, 7919 + k, backgrounds[k % len(backgrounds)]), hat=False)
+        replace(random_scene_layout(seed, 7919 + k, backgrounds[k % len(backgrounds)]), hat=False)
         for k in range(count)
     ]
     return [render_image(subject, scene, size_px) for scene in scenes]

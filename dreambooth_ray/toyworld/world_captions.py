@@ -17,12 +17,12 @@ from dreambooth_ray.toyworld.attributes import (
     PATTERNS,
     RARE_WORDS,
 )
-from dreambooth_ray.toyworld.world import Scene, Subject
+from dreambooth_ray.toyworld.world import SceneLayout, Subject
 
 WINDOW = 32  # tokens the text encoder reads, start and end marks included
 
 
-def random_caption(subject: Subject, scene: Scene, seed: int, index: int) -> str:
+def random_caption(subject: Subject, scene: SceneLayout, seed: int, index: int) -> str:
     """A caption with random omissions and, at times, a rare word before the noun.
 
     A pure function of its arguments. The noun is always named; a hat, where there is

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.toyworld.attributes import BACKGROUND_NAMES, CLASSES, COLOUR_NAMES, PATTERNS
-from dreambooth_ray.toyworld.world import Scene, Subject, random_scene, random_subject, render_image
+from dreambooth_ray.toyworld.world import (
+    SceneLayout,
+    Subject,
+    random_scene_layout,
+    random_subject,
+    render_image,
+)
 
 SCENES_EACH = 3
 SIZE_PX = 64
@@ -25,12 +31,12 @@ HEADS = {
 }
 
 
-def subject_and_scene(seed: int, index: int) -> tuple[Subject, Scene]:
+def subject_and_scene(seed: int, index: int) -> tuple[Subject, SceneLayout]:
     """What image `index` shows."""
-    return random_subject(seed, index // SCENES_EACH), random_scene(seed, index)
+    return random_subject(seed, index // SCENES_EACH), random_scene_layout(seed, index)
 
 
-def attribute_labels(subject: Subject, scene: Scene) -> list[int]:
+def attribute_labels(subject: Subject, scene: SceneLayout) -> list[int]:
     """Truth in the order of HEADS."""
     return [
         CLASSES.index(subject.class_noun),

@@ -15,7 +15,7 @@ from dreambooth_ray.models.conditioning import Conditioning
 
 
 @dataclass
-class PreservedCaptions:
+class IdentifierFreeCaptions:
     """The captions of P photographs, without identifier; what they are is as in `Batch`.
 
     base_conditioning: by the base model's text encoders
@@ -25,11 +25,11 @@ class PreservedCaptions:
     tokens: Conditioning | None
     conditioning: Conditioning | None
 
-    def pin_memory(self) -> "PreservedCaptions":
+    def pin_memory(self) -> "IdentifierFreeCaptions":
         """As `Batch.pin_memory`."""
         return _replace_tensors(self, lambda value: value.pin_memory())
 
-    def on_device(self, device: torch.device) -> "PreservedCaptions":
+    def on_device(self, device: torch.device) -> "IdentifierFreeCaptions":
         """As `Batch.on_device`."""
         return _replace_tensors(self, lambda value: _move(value, device))
 
@@ -62,13 +62,13 @@ class Batch:
     step: int
     ends_step: bool = True
     starts_step: bool = True
-    preserved: PreservedCaptions | None = None
+    preserved: IdentifierFreeCaptions | None = None
     masks: Tensor | None = None
     base_conditioning: Conditioning | None = None
     others: "list[Batch]" = field(default_factory=list)
 
     @property
-    def forward_batches(self) -> "list[Batch]":
+    def same_shape_batches(self) -> "list[Batch]":
         """What is predicted at once each."""
         return [self, *self.others]
 
@@ -83,12 +83,12 @@ class Batch:
         return replace(moved_batch, others=[other.on_device(device) for other in self.others])
 
 
-_Part = TypeVar("_Part", Batch, PreservedCaptions)
+_Part = TypeVar("_Part", Batch, IdentifierFreeCaptions)
 
 
 def _replace_tensors(part: _Part, change: Callable[[Any], Any]) -> _Part:
     """With each tensor, conditioning and captions changed."""
-    tensor_classes = Tensor | Conditioning | PreservedCaptions
+    tensor_classes = Tensor | Conditioning | IdentifierFreeCaptions
     changed_tensors: dict[str, Any] = {
         name: change(value)
         for name, value in vars(part).items()
@@ -98,4 +98,6 @@ def _replace_tensors(part: _Part, change: Callable[[Any], Any]) -> _Part:
 
 
 def _move(value: Any, device: torch.device) -> Any:
-    return value.on_device(device) if isinstance(value, PreservedCaptions) else value.to(device)
+    return (
+        value.on_device(device) if isinstance(value, IdentifierFreeCaptions) else value.to(device)
+    )

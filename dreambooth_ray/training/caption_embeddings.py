@@ -8,7 +8,7 @@ import torch
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.trainable_params import is_text_trained
-from dreambooth_ray.training.batch import PreservedCaptions
+from dreambooth_ray.training.batch import IdentifierFreeCaptions
 
 
 class CaptionEmbeddings:
@@ -47,7 +47,9 @@ def encode_captions(components: Components, captions: list[str]) -> Conditioning
     model_functions = components.functions
     if components.family.trainable_text_encoders:
         # The same numbers as where they are trained, before the first step.
-        return embed_rows(components, model_functions.text_training.tokenize(components, captions))
+        return embed_caption_tokens(
+            components, model_functions.text_training.tokenize(components, captions)
+        )
     conditioning_rows = [
         (model_functions.encode_prompt if caption else model_functions.encode_negative_prompt)(
             components, components.text_forward_functions, caption
@@ -57,7 +59,7 @@ def encode_captions(components: Components, captions: list[str]) -> Conditioning
     return model_functions.join_rows(conditioning_rows).to(torch.device("cpu"))
 
 
-class PreservedEmbeddings:
+class PreservationCaptionEmbeddings:
     """Captions without identifier, as the base model and the trained one embed them.
 
     Make it before training: what is embedded then is the base model's.
@@ -73,18 +75,20 @@ class PreservedEmbeddings:
         tokens, conditioning = all_captions.look_up(unique_captions)
         if conditioning is None:
             assert tokens is not None
-            conditioning = embed_rows(components, tokens)
+            conditioning = embed_caption_tokens(components, tokens)
         self._base_conditioning = conditioning
 
-    def look_up(self, captions: list[str]) -> PreservedCaptions:
+    def look_up(self, captions: list[str]) -> IdentifierFreeCaptions:
         """A batch's."""
         tokens, conditioning = self._captions.look_up(captions)
         row_indices = [self._row[caption] for caption in captions]
-        return PreservedCaptions(self._base_conditioning.select(row_indices), tokens, conditioning)
+        return IdentifierFreeCaptions(
+            self._base_conditioning.select(row_indices), tokens, conditioning
+        )
 
 
 @torch.no_grad()
-def embed_rows(components: Components, tokens: Conditioning) -> Conditioning:
+def embed_caption_tokens(components: Components, tokens: Conditioning) -> Conditioning:
     """Token ids of K captions, embedded one by one, on the CPU."""
     text_training_functions = components.functions.text_training
     text_encoder_functions = text_training_functions.text_functions(

@@ -19,11 +19,14 @@ from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.objective import noise
 from dreambooth_ray.training.batch import Batch
-from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings, PreservedEmbeddings
+from dreambooth_ray.training.caption_embeddings import (
+    CaptionEmbeddings,
+    PreservationCaptionEmbeddings,
+)
 from dreambooth_ray.training.image_pools import (
     CachedImage,
     PriorPool,
-    choose_resolution,
+    choose_step_resolution,
     encode_photographs,
 )
 
@@ -66,7 +69,7 @@ class TrainingDataset(IterableDataset[Batch]):
             for photograph in subject_photographs
             for c in photograph.captions
         ]
-        self._preserved_choices = self._list_preserved(photographs)
+        self._preserved_choices = self._map_preservation_captions(photographs)
         captions_to_preserve = [
             c
             for preservation_captions in self._preserved_choices.values()
@@ -76,17 +79,17 @@ class TrainingDataset(IterableDataset[Batch]):
             components, ["", *captions, *captions_to_preserve, *(priors.captions if priors else [])]
         )
         self._preserved = (
-            PreservedEmbeddings(components, self._captions, captions_to_preserve)
+            PreservationCaptionEmbeddings(components, self._captions, captions_to_preserve)
             if captions_to_preserve
             else None
         )
         self._background = (
-            PreservedEmbeddings(components, self._captions, ["", *captions])
-            if config.train.keeps_background
+            PreservationCaptionEmbeddings(components, self._captions, ["", *captions])
+            if config.train.has_background_output_preservation
             else None
         )
 
-    def _list_preserved(
+    def _map_preservation_captions(
         self, photographs: list[list[Photograph]]
     ) -> dict[tuple[int, str], tuple[str, ...]]:
         """By subject and caption, the captions under which the base model's output is kept."""
@@ -155,7 +158,9 @@ class TrainingDataset(IterableDataset[Batch]):
                 masks.append(self._choose_mask(image, step, sample_key))
                 if self._preserved and not class_offset:
                     captions_to_preserve.append(
-                        self._choose_preserved(position, image.captions, step, sample_key)
+                        self._choose_preservation_caption(
+                            position, image.captions, step, sample_key
+                        )
                     )
         tokens, conditioning = self._captions.look_up(row_captions)
         return Batch(
@@ -173,10 +178,10 @@ class TrainingDataset(IterableDataset[Batch]):
             starts_step=part == 0,
             preserved=self._preserved.look_up(captions_to_preserve) if self._preserved else None,
             masks=self._join_masks(masks, latents[0]),
-            base_conditioning=self._look_up_background_conditioning(row_captions[: len(positions)]),
+            base_conditioning=self._look_up_base_conditioning(row_captions[: len(positions)]),
         )
 
-    def _choose_preserved(
+    def _choose_preservation_caption(
         self, position: int, captions: tuple[str, ...], step: int, key: int
     ) -> str:
         """What goes with a photograph: its caption, a dropped one too, less the identifier."""
@@ -210,7 +215,7 @@ class TrainingDataset(IterableDataset[Batch]):
         """Subjects take turns; each has its own shuffles."""
         position_in_subject, subject_index = divmod(position, len(self._photographs))
         photograph_pool, train_config = self._photographs[subject_index], self._config.train
-        resolution_index = choose_resolution(self._config, position // train_config.batch_size)
+        resolution_index = choose_step_resolution(self._config, position // train_config.batch_size)
         return photograph_pool.get_image(
             photograph_pool.choose_index(self._config.seed, position_in_subject), resolution_index
         )
@@ -238,7 +243,7 @@ class TrainingDataset(IterableDataset[Batch]):
         """As it is, or mirrored. views: (F, ...)"""
         return int(noise.sample_integers(self._config.seed, "flip", step, [key], len(views)))
 
-    def _look_up_background_conditioning(self, captions: list[str]) -> Conditioning | None:
+    def _look_up_base_conditioning(self, captions: list[str]) -> Conditioning | None:
         """Under which the base model's output is kept outside the masks, if it is."""
         return self._background.look_up(captions).base_conditioning if self._background else None
 

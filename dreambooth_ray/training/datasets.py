@@ -2,7 +2,7 @@
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured_photographs, split_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config, split_photographs
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.training.callbacks.validation import ValidationSet
 from dreambooth_ray.training.dataset import TrainingDataset
@@ -20,7 +20,7 @@ def make_datasets(
     raises: DataError for photographs that can't be used
     """
     photograph_splits = [
-        split_photographs(config, read_configured_photographs(config, s))
+        split_photographs(config, read_photographs_for_subject_config(config, s))
         for s in config.all_subjects
     ]
     dataset = TrainingDataset(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig
 
-from dreambooth_ray.compat.ray_policies import worker_failures
+from dreambooth_ray.compat.ray_policies import list_worker_errors
 from dreambooth_ray.compat.ray_train import Trainer
 from dreambooth_ray.config.allocator import worker_environment
 from dreambooth_ray.config.count_text import describe_count
@@ -128,7 +128,7 @@ def _make_ray_trainer(
 
 
 def _explain_failure(error: TrainingFailedError, num_restarts: int, run: Store) -> DreamBoothError:
-    worker_errors = worker_failures(error)
+    worker_errors = list_worker_errors(error)
     for worker_error in worker_errors:
         if isinstance(worker_error, PERMANENT):
             return worker_error

@@ -47,9 +47,9 @@ class FullyShardedStrategy(HostCheckpointPathMixin, RayFullyShardedStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Shards of the trained weights, on the CPU."""
-        return self._get_trained_weights(StateDictOptions(cpu_offload=True))
+        return self._list_trained_weight_shards(StateDictOptions(cpu_offload=True))
 
-    def _get_trained_weights(self, options: StateDictOptions) -> dict[str, Any]:
+    def _list_trained_weight_shards(self, options: StateDictOptions) -> dict[str, Any]:
         assert self.model is not None
         trained_names = {n for n, p in self.model.named_parameters() if p.requires_grad}
         model_state = get_model_state_dict(self.model, options=options)
@@ -69,7 +69,7 @@ class FullyShardedStrategy(HostCheckpointPathMixin, RayFullyShardedStrategy):
         """
         path = Path(checkpoint_path)
         assert self.model is not None
-        weights = {_WEIGHTS: self._get_trained_weights(StateDictOptions())}
+        weights = {_WEIGHTS: self._list_trained_weight_shards(StateDictOptions())}
         _check_weight_names(path, weights[_WEIGHTS])
         load(weights, checkpoint_id=path)
         self.model.load_state_dict(weights[_WEIGHTS], strict=False)

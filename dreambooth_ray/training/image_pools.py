@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.data_sampler import (
-    ImageShapeOccurrences,
+    ShapeOccurrenceCounter,
     growing_set_index,
     shuffled_index,
 )
@@ -30,7 +30,7 @@ from dreambooth_ray.models.vae_posterior import encode_posterior
 _PHOTOGRAPHS, _PRIORS, _RESOLUTIONS, _NEXT = 21, 22, 23, 100
 
 
-def choose_resolution(config: Config, step: int) -> int:
+def choose_step_resolution(config: Config, step: int) -> int:
     """Which of train.resolution, from the smallest, a step takes: shuffled each time round."""
     return shuffled_index(config.seed, _RESOLUTIONS, step, len(config.train.sides_px))
 
@@ -128,9 +128,9 @@ class PriorPool:
         self._count, self._num_positions = count, train_config.steps * train_config.batch_size
         self._shapes = priors.shapes or (ImageShape(side_px, side_px),)
         self._find_shape = find_shape
-        self._turns: ImageShapeOccurrences | None = None
+        self._turns: ShapeOccurrenceCounter | None = None
         if len(self._shapes) > 1:
-            self._turns = ImageShapeOccurrences(find_shape, self._num_positions)
+            self._turns = ShapeOccurrenceCounter(find_shape, self._num_positions)
             self._shape_indices = {
                 (shape.height // latent_factor, shape.width // latent_factor): index
                 for index, shape in enumerate(self._shapes)
@@ -145,7 +145,7 @@ class PriorPool:
         index_in_shape = growing_set_index(
             seed,
             _PRIORS + _NEXT * shape_index,
-            self._turns.count_earlier(position),
+            self._turns.count_earlier_same_shape(position),
             len(range(shape_index, self._count, num_shapes)),
             self._turns.totals[latent_shape],
         )

@@ -26,9 +26,9 @@ class MetricsFollower:
         """
         if self._name is not None and self._read_new(self._name):
             return self._latest
-        lease_numbers = fence.list_lease_numbers(self._run.names(), paths.METRICS)
+        lease_numbers = fence.list_leases_of_file(self._run.names(), paths.METRICS)
         file_name = (
-            fence.numbered_file_name(paths.METRICS, lease_numbers[0]) if lease_numbers else None
+            fence.file_name_with_lease(paths.METRICS, lease_numbers[0]) if lease_numbers else None
         )
         if file_name is not None and file_name != self._name:
             self._name, self._num_bytes_read, self._last_line = file_name, 0, b""

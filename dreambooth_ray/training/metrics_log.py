@@ -26,7 +26,7 @@ def read_metrics(store: Store, up_to_lease: int | None = None) -> list[dict[str,
     up_to_lease: as holders up to that number have them
     """
     metrics_text = (
-        fence.read_newest_holder_file(store, paths.METRICS, up_to_lease) or b""
+        fence.read_file_of_highest_lease(store, paths.METRICS, up_to_lease) or b""
     ).decode()
     # A last line without its end is still being written.
     return [
@@ -46,7 +46,7 @@ class MetricsLog:
 
         lease: number of the holder's
         """
-        self._name = fence.numbered_file_name(paths.METRICS, lease)
+        self._name = fence.file_name_with_lease(paths.METRICS, lease)
         step_records = [r for r in read_metrics(store, max(1, lease)) if r["step"] <= start]
         if [r["step"] for r in step_records] != list(range(1, start + 1)):
             raise CheckpointError(
@@ -101,7 +101,7 @@ class MetricsLog:
     def _remove_older_metrics_files(self, lease: int) -> None:
         """Those of earlier holders, for tidiness: the newest counts."""
         if lease > 1:
-            for lease_number in fence.list_lease_numbers(
+            for lease_number in fence.list_leases_of_file(
                 self._store.names(), paths.METRICS, lease - 1
             ):
-                self._store.remove_file(fence.numbered_file_name(paths.METRICS, lease_number))
+                self._store.remove_file(fence.file_name_with_lease(paths.METRICS, lease_number))

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from dreambooth_ray.config.forward_pass_rules import needs_base_output
-from dreambooth_ray.config.learning_rates import find_part_rates
+from dreambooth_ray.config.learning_rate_rules import find_part_rates
 from dreambooth_ray.config.optimizers import TRAITS
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
@@ -21,11 +21,11 @@ from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.frozen_copy import copy_base_network
 from dreambooth_ray.models.precision import (
     cast_frozen_layers,
-    cast_trained_layers,
+    cast_to_weight_dtype,
     use_fast_float32,
 )
 from dreambooth_ray.models.tensor_files import LazyTensors
-from dreambooth_ray.models.trainable_params import copy_weights, has_trainable_weights
+from dreambooth_ray.models.trainable_params import copy_weights_into_params, has_trainable_weights
 from dreambooth_ray.objective import noise
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS
@@ -36,7 +36,7 @@ from dreambooth_ray.training.optimizer import (
     ExponentialMovingAverage,
     ScheduleFreeAverage,
     WeightAverage,
-    apply_rates,
+    apply_configured_rates,
     make_optimizer,
     make_rate_schedule,
 )
@@ -81,7 +81,7 @@ class DreamBoothModule(pl.LightningModule):
             cast_frozen_layers(base_denoiser, config.train.precision)
             self._base_denoisers = (base_denoiser,)
         for network in (denoiser, *self.text_encoders.values()):
-            cast_trained_layers(network, config.train.weight_dtype)
+            cast_to_weight_dtype(network, config.train.weight_dtype)
         if config.train.gradient_checkpointing:
             checkpoint_activations(denoiser, self.text_encoders.values())
         self.average: WeightAverage | None = (
@@ -122,7 +122,7 @@ class DreamBoothModule(pl.LightningModule):
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """As `combine_losses`."""
         errors, preservation_errors = self._errors.compute_all_errors(batch)
-        num_photographs = sum(forward.num_photographs for forward in batch.forward_batches)
+        num_photographs = sum(forward.num_photographs for forward in batch.same_shape_batches)
         return combine_losses(self.config.prior, errors, preservation_errors, num_photographs)
 
     def _seed_dropout(self, seed: int) -> None:
@@ -165,7 +165,7 @@ class DreamBoothModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Rates by the configuration, whatever a checkpoint has brought back."""
         optimizer, lr_schedulers = self.trainer.optimizers[0], cast(Any, self.lr_schedulers())
-        apply_rates(self.config, self, optimizer, lr_schedulers)
+        apply_configured_rates(self.config, self, optimizer, lr_schedulers)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Drop the last step's gradients now: Lightning does it after the forward only."""
@@ -209,7 +209,7 @@ class DreamBoothModule(pl.LightningModule):
             )
         weights = checkpoint.get(WEIGHTS)
         if isinstance(weights, LazyTensors):
-            copy_weights(trained_weights, weights)
+            copy_weights_into_params(trained_weights, weights)
             # Lightning would read them all at once.
             checkpoint[WEIGHTS] = {}
         if isinstance(self.average, ExponentialMovingAverage):

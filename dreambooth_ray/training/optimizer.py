@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dreambooth_ray.config.learning_rates import find_part_rates
+from dreambooth_ray.config.learning_rate_rules import find_part_rates
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.config.training import TrainConfig
 from dreambooth_ray.training.stochastic_rounding import StochasticRoundingOptimizer
@@ -153,7 +153,7 @@ def make_rate_schedule(train: TrainConfig) -> RateSchedule:
     return RateSchedule(train.lr_schedule, train.lr_warmup_steps, train.steps)
 
 
-def apply_rates(
+def apply_configured_rates(
     config: Config, module: nn.Module, optimizer: Optimizer, scheduler: LambdaLR
 ) -> None:
     """Give an optimizer and its scheduler the configured rates, decays and schedule, in place.

@@ -19,7 +19,7 @@ from dreambooth_ray.models.precision import autocast_dtype
 from dreambooth_ray.objective import loss as objective
 from dreambooth_ray.objective.forward_process import ForwardProcess
 from dreambooth_ray.objective.loss import BackgroundTarget
-from dreambooth_ray.training.batch import Batch, PreservedCaptions
+from dreambooth_ray.training.batch import Batch, IdentifierFreeCaptions
 from dreambooth_ray.training.recorded_forwards import StepForwards
 
 
@@ -43,7 +43,7 @@ def autocast_networks(precision: str, device: torch.device) -> AbstractContextMa
     return nullcontext()
 
 
-def weigh_errors(
+def compute_weighted_sample_errors(
     process: ForwardProcess,
     loss: LossConfig,
     prediction: Tensor,
@@ -72,7 +72,7 @@ def combine_losses(
     The parts: over photographs, then in the order of `PriorConfig.loss_weights`.
     """
     prior_losses = [] if output_errors is None else [output_errors.mean()]
-    instance_loss, class_image_loss = objective.compute_instance_and_prior_errors(
+    instance_loss, class_image_loss = objective.mean_instance_and_prior_errors(
         errors, num_photographs
     )
     if prior_config.kind != "output":
@@ -87,7 +87,7 @@ class PredictionErrorCalculator:
     def __init__(self, config: Config, components: Components, forwards: StepForwards) -> None:
         self._config, self._forwards, self._functions = config, forwards, components.functions
         self._process = self._functions.forward_process(components)
-        self._weigh_errors = partial(weigh_errors, self._process, config.loss)
+        self._weigh_errors = partial(compute_weighted_sample_errors, self._process, config.loss)
         self._embed_tokens = (
             self._functions.text_training.make_token_encoder(components, forwards.text_functions)
             if forwards.text_functions
@@ -100,7 +100,7 @@ class PredictionErrorCalculator:
         photograph_errors: list[Tensor] = []
         class_image_errors: list[Tensor] = []
         preservation_errors: list[Tensor] = []
-        for forward_batch in batch.forward_batches:
+        for forward_batch in batch.same_shape_batches:
             if forward_batch.preserved is None:
                 errors = self.compute_errors(forward_batch)
             else:
@@ -117,16 +117,16 @@ class PredictionErrorCalculator:
     def compute_errors(self, batch: Batch) -> Tensor:
         """(B,) error of each sample's prediction in one forward, weighted as configured."""
         noisy_latents = self._process.add_noise(batch.latents, batch.noise, batch.times)
-        base_output = self._predict_background(batch, noisy_latents)
+        base_output = self._predict_background_target(batch, noisy_latents)
         with self._autocast_context(batch.latents):
             prediction = self._predict(
                 ForwardInputs(
                     noisy_latents, batch.times, batch.tokens, batch.conditioning, batch.frames
                 )
             )
-        return self._compute_batch_errors(batch, prediction, base_output)
+        return self._compare_with_targets(batch, prediction, base_output)
 
-    def _predict_background(self, batch: Batch, noisy: Tensor) -> Tensor | None:
+    def _predict_background_target(self, batch: Batch, noisy: Tensor) -> Tensor | None:
         """(P, C, h, w) what is to be outside the masks, if not the photographs themselves.
 
         Before the trained forward, which holds memory until its backward.
@@ -137,12 +137,10 @@ class PredictionErrorCalculator:
         return self._predict_with_base_model(
             noisy[photograph_rows],
             batch.times[photograph_rows],
-            self._add_frames_to_conditioning(
-                batch.base_conditioning, batch.frames[photograph_rows]
-            ),
+            self._add_size_conditioning(batch.base_conditioning, batch.frames[photograph_rows]),
         )
 
-    def _compute_batch_errors(
+    def _compare_with_targets(
         self, batch: Batch, prediction: Tensor, base_output: Tensor | None = None
     ) -> Tensor:
         """(B,) errors against a batch's own targets."""
@@ -180,22 +178,20 @@ class PredictionErrorCalculator:
         return self._forwards.predict(
             noisy_latents,
             inputs.times,
-            self._add_frames_to_conditioning(conditioning, inputs.frames),
+            self._add_size_conditioning(conditioning, inputs.frames),
         )
 
-    def _add_frames_to_conditioning(
-        self, conditioning: Conditioning, frames: Tensor
-    ) -> Conditioning:
+    def _add_size_conditioning(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
         return self._functions.add_frames(conditioning, frames)
 
     def compute_training_and_preservation_errors(
-        self, batch: Batch, preserved: PreservedCaptions
+        self, batch: Batch, preserved: IdentifierFreeCaptions
     ) -> tuple[Tensor, Tensor]:
         """(B,) errors, and (P,) how far the output on the photographs is from the base model's."""
         noisy_latents = self._process.add_noise(batch.latents, batch.noise, batch.times)
         photograph_rows = slice(batch.num_photographs)
         photograph_inputs = noisy_latents[photograph_rows], batch.times[photograph_rows]
-        base_output = self._predict_background(batch, noisy_latents)
+        base_output = self._predict_background_target(batch, noisy_latents)
         photograph_image_frames = batch.frames[photograph_rows]
         with self._autocast_context(batch.latents):
             prediction, preserved_prediction = self._predict_both(
@@ -211,10 +207,10 @@ class PredictionErrorCalculator:
             )
         base_prediction = self._predict_with_base_model(
             *photograph_inputs,
-            self._add_frames_to_conditioning(preserved.base_conditioning, photograph_image_frames),
+            self._add_size_conditioning(preserved.base_conditioning, photograph_image_frames),
         )
         return (
-            self._compute_batch_errors(batch, prediction, base_output),
+            self._compare_with_targets(batch, prediction, base_output),
             self._weigh_errors(preserved_prediction, base_prediction, photograph_inputs[1]),
         )
 

@@ -32,10 +32,10 @@ class PreemptionWatcher:
 
     @property
     def is_check_due(self) -> bool:
-        """Whether some seconds have gone by since the last `check_for_notice`."""
+        """Whether some seconds have gone by since the last `ask_ray_for_notice`."""
         return self._clock() - self._asked_at_s >= _INTERVAL_S
 
-    def check_for_notice(self) -> str | None:
+    def ask_ray_for_notice(self) -> str | None:
         """What is about to go that was not told before, in words; None for nothing.
 
         A collective call.

@@ -36,7 +36,7 @@ class StepForwards:
         untrained_denoiser: the base model's, where its output is asked for
         """
         _compile_denoiser(config, denoiser)
-        is_graphed, is_traced = can_be_graphed(config), _can_be_traced(config)
+        is_graphed, is_traced = can_be_graphed(config), _can_be_traced_on_cpu(config)
         self._denoiser = functions.denoiser_function(denoiser)
         self._traced = TracedForward(self._denoiser, 0) if is_traced else None
         self._graphed = GraphedTraining(self._denoiser) if is_graphed else None
@@ -119,7 +119,7 @@ def _compile_denoiser(config: Config, denoiser: Any) -> None:
         denoiser.compile(fullgraph=True)
 
 
-def _can_be_traced(config: Config) -> bool:
+def _can_be_traced_on_cpu(config: Config) -> bool:
     """Whether a forward is done by its layers alone, no hooks or casts, and often enough."""
     train_config = config.train
     is_plain_float32_training = (

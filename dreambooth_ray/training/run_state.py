@@ -12,8 +12,8 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.manifest import MANIFEST
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint_selection import read_early_end_step, read_selection
 from dreambooth_ray.training.early_stopping import find_stop_step, list_validation_losses
+from dreambooth_ray.training.evaluation_decision import read_early_end_step, read_selection
 
 # Why a run ends where it ends: by its configuration, a person's request, its validation losses
 # that got no better, or evaluations of its checkpoints that stood still.
@@ -59,7 +59,7 @@ def read_run_state(run: Store, config: Config) -> RunState:
     if paths.STOP in run_file_names and committed_step != last_step:
         end_reason = "stopped"
     best_step = None
-    selection_lease_numbers = fence.list_lease_numbers(run_file_names, paths.CHECKPOINT_SELECTION)
+    selection_lease_numbers = fence.list_leases_of_file(run_file_names, paths.CHECKPOINT_SELECTION)
     if config.choice.rule == "best" and selection_lease_numbers and committed_step == last_step:
         best_step = read_selection(run, selection_lease_numbers[0]).best
     return RunState(committed_step, last_step, end_reason, best_step, has_bundle)
@@ -76,7 +76,7 @@ def _find_run_end(
     configured_steps = config.train.steps
     if bundled_step is not None:
         early_end_reason: EndReason = (
-            "stalled" if fence.list_lease_numbers(names, paths.END) else "early"
+            "stalled" if fence.list_leases_of_file(names, paths.END) else "early"
         )
         return bundled_step, "configured" if bundled_step == configured_steps else early_end_reason
     if (end_step := read_early_end_step(run, names, history)) is not None:
@@ -97,11 +97,11 @@ def find_training_end_step(run: Store, config: Config) -> int:
 
 def _find_early_stop_step(run: Store, config: Config, names: list[str]) -> int | None:
     """The step at which a run's validation losses end it; None if they do not."""
-    metrics_lease_numbers = fence.list_lease_numbers(names, paths.METRICS)
+    metrics_lease_numbers = fence.list_leases_of_file(names, paths.METRICS)
     if not (config.validation.patience and metrics_lease_numbers):
         return None
     metrics_log_text = run.read(
-        fence.numbered_file_name(paths.METRICS, metrics_lease_numbers[0])
+        fence.file_name_with_lease(paths.METRICS, metrics_lease_numbers[0])
     ).decode()
     metrics_log_lines = [
         metrics_log_line

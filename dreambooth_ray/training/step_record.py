@@ -17,7 +17,7 @@ def build_step_record(
     instance_loss, *prior_losses = part_losses
     metrics_record = {
         "step": step,
-        "images_seen": step * config.images_a_step,
+        "images_seen": step * config.total_images_per_step,
         "loss": prior_preserving_loss(instance_loss, prior_losses, config.prior.loss_weights),
         "instance_loss": instance_loss,
         "prior_loss": prior_losses[0],

@@ -10,7 +10,7 @@ from pytorch_lightning.strategies import Strategy
 from ray.train.lightning import RayDDPStrategy
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.models.tensor_files import list_tensor_sources, open_tensors, write_tensors
+from dreambooth_ray.models.tensor_files import choose_tensor_sources, open_tensors, write_tensors
 from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS, tensor_file
 from dreambooth_ray.training.fully_sharded import FullyShardedStrategy
 from dreambooth_ray.training.zero_strategy import make_zero_strategy
@@ -95,7 +95,7 @@ class DirectCheckpointIO(TorchCheckpointIO):
             if weights_key in remaining_state:
                 write_tensors(
                     tensor_file(checkpoint_state_path, weights_key),
-                    list_tensor_sources(remaining_state.pop(weights_key)),
+                    choose_tensor_sources(remaining_state.pop(weights_key)),
                 )
         torch.save(remaining_state, checkpoint_state_path)
 

@@ -23,13 +23,13 @@ from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.memory.out_of_memory import explain_out_of_memory
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.model_mirror import locate_model
-from dreambooth_ray.models.precision import cast_untrainable_encoders, choose_device
+from dreambooth_ray.models.precision import cast_untrainable_encoders, choose_fitting_device
 from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.models.weight_cache import set_model_cache_limit
 from dreambooth_ray.storage import fence, paths
 from dreambooth_ray.storage.store import Store, use_storage_options
 from dreambooth_ray.training.callbacks.loggers import Loggers
-from dreambooth_ray.training.callbacks.samples import PromptSampler
+from dreambooth_ray.training.callbacks.samples import TrainingImageSampler
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.training_step_callback import TrainingStepCallback
 from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
@@ -160,7 +160,7 @@ def _make_datasets(
     cast_untrainable_encoders(components, config.train.precision)
     encoder_networks = (components.vae, *components.text_encoders.values())
     for encoder_network in encoder_networks:
-        encoder_network.to(choose_device(encoder_network, ray.train.torch.get_device()))
+        encoder_network.to(choose_fitting_device(encoder_network, ray.train.torch.get_device()))
     prior_set = open_priors(job) if job.num_priors else None
     train_and_validation_sets = make_datasets(config, components, prior_set, rank_and_world_size)
     for encoder_network in encoder_networks:
@@ -178,17 +178,17 @@ def open_priors(job: WorkerJob) -> PriorSet:
     """The class images of a job, which may still be generated; under no lease all have been."""
     run_store, prior_end_file = (
         Store(job.run_uri),
-        fence.numbered_file_name(paths.PRIOR_END, job.lease),
+        fence.file_name_with_lease(paths.PRIOR_END, job.lease),
     )
 
-    def read_prior_failure() -> str | None:
+    def read_prior_generation_failure() -> str | None:
         try:
             generation_end = json.loads(run_store.read(prior_end_file)) if job.lease else {}
         except FileNotFoundError:
             return None
         return str(generation_end.get("error") or _CLASS_IMAGE_GONE)
 
-    return PriorSet(Store(job.priors_uri), job.num_priors, read_prior_failure)
+    return PriorSet(Store(job.priors_uri), job.num_priors, read_prior_generation_failure)
 
 
 def _make_step_callback(
@@ -229,7 +229,7 @@ def _make_step_callback(
         ),
         validation=validation,
         preemption=PreemptionWatcher(),
-        sampler=PromptSampler(config, Path(job.model_directory))
+        sampler=TrainingImageSampler(config, Path(job.model_directory))
         if config.train.holds_unsharded_weights
         else None,
         num_restarts=len(read_restarts(run_store)),

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from dreambooth_ray.bundles.read_back import find_skipped_parts
+from dreambooth_ray.bundles.read_back import find_parts_to_skip_loading
 from dreambooth_ray.models.components import load_tokenizer
 from dreambooth_ray.models.family import find_family
 
@@ -31,7 +31,7 @@ def load_pipeline(directory: Path) -> Any:
 
 def read_pipeline(directory: Path) -> Any:
     """As `load_pipeline`, anew. Of a processor that wants torchvision its tokenizer is read."""
-    unread = find_skipped_parts(directory)
+    unread = find_parts_to_skip_loading(directory)
     pipeline = DiffusionPipeline.from_pretrained(
         directory, torch_dtype=torch.float32, local_files_only=True, **unread
     )

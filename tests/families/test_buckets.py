@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from dreambooth_ray.config.load import parse_config
-from dreambooth_ray.data.subject import read_configured_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.family import find_family
@@ -46,7 +46,7 @@ def test_a_photograph_counts_as_it_does_alone(
     check_image_sizes(directory, config.train)
     parts = load_components(directory)
     apply_train_method(config, parts)
-    read = [read_configured_photographs(config, config.subject)]
+    read = [read_photographs_for_subject_config(config, config.subject)]
     shapes = [photograph.shape for photograph in read[0]]
     assert shapes == [(4 * step, 4 * step), (5 * step, 3 * step)]
     module = DreamBoothModule(config, parts)
@@ -54,7 +54,7 @@ def test_a_photograph_counts_as_it_does_alone(
         TrainingDataset(config, parts, read, None, place).make_batch(2)
         for place in [(0, 1), (0, 4), (1, 4), (2, 4), (3, 4)]
     )
-    assert len(whole.forward_batches) == 2
+    assert len(whole.same_shape_batches) == 2
     loss, _ = module.compute_loss(whole)
     losses = torch.stack([module.compute_loss(share)[0] for share in shares])
     assert torch.allclose(loss, losses.mean(), rtol=1e-4)

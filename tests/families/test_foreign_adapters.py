@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreambooth_ray.adapters.adapter import read_adapter
 from dreambooth_ray.adapters.binding import bind_keys
-from dreambooth_ray.adapters.layer_adapter import LayerAdapter, find_layer, sum_deltas
+from dreambooth_ray.adapters.layer_adapter import LayerAdapter, add_deltas_to_weight, find_layer
 from dreambooth_ray.adapters.layer_table import LayerTable
 from dreambooth_ray.config.adapter_mix import AdapterMix, AdapterUse
 from dreambooth_ray.models.components import load_components
@@ -72,7 +72,9 @@ def draw_merged(directory: Path, uses: list[tuple[Path, float]], request: Reques
     for (part, name), own in layers.items():
         module = find_layer(parts.networks[part], name)
         assert module is not None
-        module.get_parameter("weight").data = sum_deltas(module.get_parameter("weight"), own)
+        module.get_parameter("weight").data = add_deltas_to_weight(
+            module.get_parameter("weight"), own
+        )
     merged = dataclasses.replace(request, adapters=())
     return Engine(parts).sample([merged])[0].latents
 

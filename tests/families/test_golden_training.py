@@ -17,7 +17,7 @@ from dreambooth_ray.models.family import find_family
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_functions import ImageFrame
 from dreambooth_ray.models.trainable_params import apply_train_method
-from dreambooth_ray.objective.loss import compute_instance_and_prior_errors, prior_preserving_loss
+from dreambooth_ray.objective.loss import mean_instance_and_prior_errors, prior_preserving_loss
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings
 from dreambooth_ray.training.module import DreamBoothModule
@@ -197,7 +197,7 @@ def weigh_as_script(
     theirs = step.tensors["snr_weights"]
     assert not torch.allclose(weights, theirs, rtol=0.1)
     errors = module.compute_errors(batch) / weights * theirs
-    instance, prior = compute_instance_and_prior_errors(errors, batch.num_photographs)
+    instance, prior = mean_instance_and_prior_errors(errors, batch.num_photographs)
     loss = prior_preserving_loss(instance, [prior], config.prior.loss_weights)
     return loss, torch.stack([instance, prior])
 

@@ -16,7 +16,7 @@ from PIL import Image
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_pipeline
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
@@ -88,4 +88,4 @@ def test_a_masked_request_is_the_pipelines_own(
 def test_it_is_not_trained(directory: Path) -> None:
     config = parse_config("subject: {photos: p, class_noun: x}", "x", [f"model.uri={directory}"])
     with pytest.raises(ConfigError, match=r"model\.uri=.*inpainting model.*9 channels"):
-        check_method(config, model_directory(str(directory)))
+        check_training_settings(config, model_directory(str(directory)))

@@ -38,7 +38,7 @@ def make_config(directory: Path, *settings: str) -> Config:
 
 def shape_of_batch(directory: Path) -> tuple[int, ...]:
     with torch.device("meta"):
-        parts = find_family(directory).load_functions().build_empty(directory)
+        parts = find_family(directory).load_functions().build_empty_components(directory)
     side = SIDE_PX // parts.latent_factor
     return BATCH, parts.functions.latent_channels(parts.vae), side, side
 

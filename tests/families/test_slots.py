@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreambooth_ray.training.callbacks.samples import PromptSampler
+from dreambooth_ray.training.callbacks.samples import TrainingImageSampler
 from tests.unit.training.fitted import Fitted
 from tests.unit.training.slots.slotted import LORA, Curve, Slotted
 from tests.unit.training.slots.test_slot_trainer import assert_close
@@ -62,7 +62,7 @@ def test_samples_in_company_are_those_alone(tiny_directory: Path, photos: Path) 
         ((_, image),) = slotted.evaluations[subject].sample(subject)
         overrides = SUBJECTS[slotted.names[subject]]
         alone = Fitted(tiny_directory, photos, None, *LORA, *sampled, *overrides)
-        sampler = PromptSampler(alone.module.config, tiny_directory)
+        sampler = TrainingImageSampler(alone.module.config, tiny_directory)
         ((_, expected),) = sampler.sample_images(alone.module)
         assert np.abs(image.astype(int) - expected).max() <= 1
 

@@ -65,7 +65,7 @@ def test_stable_diffusion_xl_is_trained_and_its_bundle_is_diffusers_own(
     ours, plain = (sample_engine(folder, about["prompt"]) for folder in (bundle, base))
     assert differ(ours, plain) > 1e-3
     if method == "learned":
-        words = tokens.load_words(bundle / "adapter")
+        words = tokens.read_learned_words(bundle / "adapter")
         assert {name: list(rows) for name, rows in words.items()} == {
             "text_encoder": ["<sks>"], "text_encoder_2": ["<sks>"]
         }  # fmt: skip

@@ -136,7 +136,7 @@ def test_a_bundle_is_found_by_the_catalog(faulty_uri: str, tmp_path: Path) -> No
     subjects = SubjectCatalog(ServeConfig.model_validate({"storage": {"uri": faulty_uri}}))
 
     async def resolve(name: str) -> str | None:
-        return (await subjects.resolve_model_id(name, lambda _: True)).artifact.folder
+        return (await subjects.resolve_served_subject(name, lambda _: True)).artifact.folder
 
     with pytest.raises(APIError, match="is not served here"):
         asyncio.run(resolve("robot-0"))

@@ -135,7 +135,7 @@ def test_an_idle_endpoint_asks_seldom(
     app_state = build_app_state(config, {"Replica": None})
 
     async def run_idle() -> None:
-        await app_state.catalog.start_catalog_completion()
+        await app_state.catalog.start_catalog_rebuild()
         watch_task = asyncio.create_task(app_state.job_runner.watch_jobs())
         while sum(r.kind == "LIST job" for r in fault_proxy.requests) < 30:
             await asyncio.sleep(0.01)  # the interval of a poll
@@ -164,5 +164,5 @@ def test_runs_without_entries_get_them_at_four_requests_each(
     assert sum(again.values()) <= 4 * 20 + 5, again
     assert sum(first.values()) <= 10 * 20 + 5, first
     subjects = SubjectCatalog(ServeConfig.model_validate({"storage": {"uri": store.uri}}))
-    resolved = asyncio.run(subjects.resolve_model_id("dog-3", lambda _: True))
+    resolved = asyncio.run(subjects.resolve_served_subject("dog-3", lambda _: True))
     assert resolved.artifact.folder == "runs/run-13/bundle"

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dreambooth_ray import api
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.evaluation.checkpoint_follower import read_scored_checkpoints
-from dreambooth_ray.evaluation.pareto_front import select_best_checkpoint
+from dreambooth_ray.evaluation.pareto_front import select_best_within_drift
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.fence import find_checkpoint
 from dreambooth_ray.storage.store import Store
@@ -53,7 +53,7 @@ def test_every_checkpoint_is_evaluated_beside_and_the_best_becomes_the_bundle(
     store, choice = Store(str(run.folder)), ChoiceConfig(rule="best")
     points = read_scored_checkpoints(store, choice)
     assert [p.step for p in points] == [5, 10, 15, 20]
-    chosen = select_best_checkpoint(points, choice.max_drift)
+    chosen = select_best_within_drift(points, choice.max_drift)
     assert chosen is not None
     about = json.loads(store.read(f"{paths.BUNDLE}/manifest.json"))["about"]
     assert about["step"] == chosen.step

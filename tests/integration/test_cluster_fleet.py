@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cluster.cluster_registry import find_cluster
-from cluster.fleet_jobs import FleetRunJobs
+from cluster.fleet_jobs import RayFleetJobs
 from cluster.fleet_store import FleetStore
 from dreambooth_ray.runs import is_finished
 from dreambooth_ray.storage.store import Store
@@ -54,8 +54,8 @@ class Site:
         return done.stdout.strip()
 
     @property
-    def jobs(self) -> FleetRunJobs:
-        return FleetRunJobs(find_cluster("here", self.folder / "clusters.yaml"))
+    def jobs(self) -> RayFleetJobs:
+        return RayFleetJobs(find_cluster("here", self.folder / "clusters.yaml"))
 
     def read_log(self) -> str:
         jobs = self.jobs

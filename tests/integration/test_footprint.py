@@ -18,14 +18,14 @@ import psutil, torch
 from torch.optim import AdamW
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.memory.training_memory import images_per_worker
+from dreambooth_ray.memory.training_memory import count_worker_batch_images
 from dreambooth_ray.memory.fake_step import count_step
-from dreambooth_ray.models.trainable_params import apply_train_method, is_trained
+from dreambooth_ray.models.trainable_params import apply_train_method
 
 torch.set_num_threads(1)
 overrides, directory = json.loads(sys.argv[1]), Path(sys.argv[2])
 config = load_config("toy-robot", overrides)
-batch = images_per_worker(config)
+batch = count_worker_batch_images(config)
 count_step(config, directory, batch)  # loads every library that the step needs, and no weight
 before = psutil.Process().memory_info().rss
 parts = load_components(directory)

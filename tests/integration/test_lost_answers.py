@@ -14,7 +14,7 @@ from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.remote_images import fetch_photographs_folder, upload_photographs
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
-from dreambooth_ray.storage.lease_keeper import LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseWaiter, get_run_lease_files
 from dreambooth_ray.storage.paths import LEASES
 from dreambooth_ray.storage.store import Store
 from serve.api_messages import GenerationRequest
@@ -106,13 +106,13 @@ def test_photographs_are_uploaded_whole(
 
 
 def test_a_lease_is_ours_though_its_answer_was_lost(store: Store, proxy: FaultProxy) -> None:
-    lease = LeaseWaiter(run_leases(store), 60.0).take()
+    lease = LeaseWaiter(get_run_lease_files(store), 60.0).take()
     assert proxy.dropped
     assert store.names(LEASES) == ["000001.json"]
     with pytest.raises(StorageError, match="is being trained"):
-        LeaseWaiter(run_leases(store), 60.0).take()
+        LeaseWaiter(get_run_lease_files(store), 60.0).take()
     lease.release()
-    assert LeaseWaiter(run_leases(store), 60.0).take().number == 2
+    assert LeaseWaiter(get_run_lease_files(store), 60.0).take().number == 2
     assert store.names(LEASES) == ["000002.json"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.model_directory import model_directory, model_hash, model_outline
-from dreambooth_ray.models.model_mirror import send_model
+from dreambooth_ray.models.model_mirror import upload_local_model
 from dreambooth_ray.storage import manifest
 from dreambooth_ray.storage.store import Store
 from tests.hub_server import HubServer, read_folder
@@ -62,8 +62,8 @@ def test_a_model_that_was_sent_is_read_where_its_folder_is_not(
     shutil.copytree(toy_model, own)
     with pointed_at(seaweed.environment):
         storage = Store(f"{seaweed.make_bucket('models')}/{uuid.uuid4().hex[:8]}")
-        uri = send_model(str(own), "model.uri", storage)
-        assert send_model(str(own), "model.uri", storage) == uri
+        uri = upload_local_model(str(own), "model.uri", storage)
+        assert upload_local_model(str(own), "model.uri", storage) == uri
         shutil.rmtree(own)
         monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
         assert (model_outline(uri) / UNET).stat().st_size == (toy_model / UNET).stat().st_size

@@ -28,7 +28,7 @@ from dreambooth_ray.priors.prior_generation import (
     generate_priors,
     read_committed_chunks,
 )
-from dreambooth_ray.priors.prior_spec import PriorSpec, select_prior_records
+from dreambooth_ray.priors.prior_spec import PriorSpec, select_counted_images
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.world import random_subject, render_photographs
@@ -69,11 +69,11 @@ def content(store: Store) -> dict[str, Any]:
     return {
         name: manifest.read_artifact_metadata(store, name.removesuffix(".json"))["records"]
         for name in store.names()
-        if paths.prior_chunk_number(name) is not None
+        if paths.parse_prior_chunk_number(name) is not None
     } | {
         f"{name}/{entry.name}": entry.sha256
         for name in store.names()
-        if paths.prior_chunk_number(name) is not None
+        if paths.parse_prior_chunk_number(name) is not None
         for entry in manifest.local_entries(
             store.local_path(str(manifest.find_artifact_folder(store, name.removesuffix(".json"))))
         )
@@ -123,7 +123,7 @@ def test_one_actor_or_several_and_one_killed_generate_the_same_set(
         killer.join()
     assert killed
     assert content(set_of_one) == content(set_of_two)
-    assert len(select_prior_records(spec, read_committed_chunks(set_of_two)).accepted) >= 24
+    assert len(select_counted_images(spec, read_committed_chunks(set_of_two)).accepted) >= 24
     progress: list[tuple[int, int]] = []
     generate(
         tmp_path / "two", request, 2, lambda num_done, total: progress.append((num_done, total))
@@ -183,7 +183,7 @@ def test_actors_killed_at_random_over_200_images(
         killer.join()
     print(f"{len(kills)} kills in {time.monotonic() - started_s:.0f} s")
     assert len(kills) >= 3
-    records = select_prior_records(request.spec, read_committed_chunks(store)).accepted[:200]
+    records = select_counted_images(request.spec, read_committed_chunks(store)).accepted[:200]
     assert len({r.index for r in records}) == len({r.fingerprint for r in records}) == 200
     assert content(store) == content(undisturbed)
     assert verify_prior_set(Store(str(tmp_path / "killed")), request.spec.digest) == []

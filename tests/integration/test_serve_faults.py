@@ -127,6 +127,8 @@ def test_replicas_killed_under_load(start_endpoint: StartEndpoint) -> None:
     assert len(answers) - len(failed) > len(kills)
 
 
+# Admission measures what the machine can do, and other tests would take that away.
+@pytest.mark.alone
 def test_ten_times_more_than_it_can_do(start_endpoint: StartEndpoint) -> None:
     process, address = start_endpoint("replicas.batch=8")
     answers: list[Response] = []

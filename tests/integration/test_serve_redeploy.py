@@ -16,13 +16,13 @@ CALLERS = 3
 DRIVER = """
 import sys
 import ray.serve
-from cluster.session import connection
+from cluster.session import ray_connection
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.config.serving import ServeConfig
 from serve.app import build
 
 folder, port = sys.argv[1:]
-with connection(ClusterConfig(), 4):
+with ray_connection(ClusterConfig(), 4):
     ray.serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
     for steps in (100, 60):
         config = {"storage": {"uri": folder}, "limits": {"steps": steps}}

@@ -67,7 +67,7 @@ def test_the_store_confirms_the_whole_files_checksum(
     written = json.loads(store.read(f"{manifest.find_artifact_folder(store, 'one')}/manifest.json"))
     assert [entry["checksum"][:6] for entry in written["files"]] == ["CRC32:", "CRC32:"]
     lossy.requests.clear()
-    assert manifest.find_metadata_mismatch(store, "one") is None
+    assert manifest.find_size_or_checksum_mismatch(store, "one") is None
     # Pointer, manifest, and no file: storage is asked what it has.
     kinds = [request.method for request in lossy.requests if "large/one-" in request.path]
     assert kinds.count("GET") <= 1
@@ -82,7 +82,7 @@ def test_other_bytes_of_the_same_size_are_seen_without_reading_them(
     other = tmp_path / "other"
     other.write_bytes(os.urandom(SIZE))
     store.upload(other, f"{manifest.find_artifact_folder(store, 'one')}/large")
-    assert "differs" in str(manifest.find_metadata_mismatch(store, "one"))
+    assert "differs" in str(manifest.find_size_or_checksum_mismatch(store, "one"))
     with pytest.raises(CheckpointError, match="differs from its manifest"):
         manifest.download_artifact(store, "one", tmp_path / "out")
 

@@ -14,10 +14,10 @@ from dreambooth_ray.errors import CheckpointError, ConfigError, StorageError
 from dreambooth_ray.preparation import prepare_run
 from dreambooth_ray.runs import delete_run, is_finished, load_run_config, open_run, read_run_config
 from dreambooth_ray.storage.fence import RunHistory
-from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, get_run_lease_files
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.storage.version_catalog import SubjectVersionCatalog, publish_run
-from dreambooth_ray.training.checkpoint_selection import read_early_end_step, write_early_end_step
+from dreambooth_ray.training.evaluation_decision import read_early_end_step, write_early_end_step
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_nothing_is_changed_under_a_process_that_trains(half_way: Config) -> Non
     run = find_store(half_way)
     changed = override_config(half_way, ["train.lr=1e-3"])
     with (
-        LeaseKeeper(LeaseWaiter(run_leases(run), lease_s=60.0), print),
+        LeaseKeeper(LeaseWaiter(get_run_lease_files(run), lease_s=60.0), print),
         pytest.raises(StorageError, match="is being trained by"),
     ):
         open_run(changed, force=True)
@@ -182,7 +182,7 @@ def test_a_run_that_starts_anew_is_served_no_longer(config: Config) -> None:
 def test_a_deleted_run_leaves_nothing(config: Config, tmp_path: Path) -> None:
     run = open_run(config)
     catalog = _commit(run)
-    holder = LeaseKeeper(LeaseWaiter(run_leases(run), lease_s=60.0), print)
+    holder = LeaseKeeper(LeaseWaiter(get_run_lease_files(run), lease_s=60.0), print)
     with holder, pytest.raises(StorageError, match="is being trained by"):
         delete_run(run)
     assert catalog.list_subjects() == ["one"]

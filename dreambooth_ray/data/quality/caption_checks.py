@@ -4,10 +4,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from dreambooth_ray.data.caption_answers import hash_caption, read_answers
 from dreambooth_ray.data.caption_files import CaptionFolder
 from dreambooth_ray.data.caption_text import Caption
 from dreambooth_ray.data.caption_words import caption_has_word
+from dreambooth_ray.data.generated_caption_records import (
+    hash_caption,
+    read_generated_caption_records,
+)
 from dreambooth_ray.data.quality.caption_traits import find_caption_traits
 from dreambooth_ray.data.quality.quality_issue import QualityIssue, Severity
 from dreambooth_ray.errors import DataError
@@ -62,7 +65,7 @@ def check_captions(paths: list[Path], identifier: str, class_noun: str) -> list[
         )
     for photograph_name, caption in captions_by_name.items():
         caption_issues += _check_caption(photograph_name, caption, identifier, class_noun)
-    caption_issues += _check_stale_answers(
+    caption_issues += _check_captions_of_replaced_photographs(
         paths,
         {photograph_name: caption.text for photograph_name, caption in captions_by_name.items()},
     )
@@ -130,10 +133,12 @@ def _check_unused_caption_files(
     return [_make_caption_issue("warning", (), issue_sentence, len(unused_files))]
 
 
-def _check_stale_answers(paths: list[Path], texts: dict[str, str]) -> list[QualityIssue]:
+def _check_captions_of_replaced_photographs(
+    paths: list[Path], texts: dict[str, str]
+) -> list[QualityIssue]:
     """Captions that a model wrote for what was another photograph then. texts: by photograph"""
     try:
-        answers_by_name = read_answers(paths[0].parent)
+        answers_by_name = read_generated_caption_records(paths[0].parent)
     except DataError as error:
         return [_make_caption_issue("warning", (), f"{error}.")]
     photograph_names = tuple(

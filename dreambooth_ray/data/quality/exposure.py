@@ -67,12 +67,12 @@ def measure_noise(rgb: np.ndarray, grey: np.ndarray) -> float:
         return 0.0
     channel_differences = (rgb[..., 0] - rgb[..., 1], rgb[..., 2] - rgb[..., 1])
     tile_noise_levels = np.min(
-        [_estimate_tile_noise(plane, tile_side) for plane in channel_differences], axis=0
+        [_estimate_noise_per_tile(plane, tile_side) for plane in channel_differences], axis=0
     )
     return float(np.percentile(tile_noise_levels[is_midtone_tile], 20))
 
 
-def _estimate_tile_noise(plane: np.ndarray, tile_side: int) -> np.ndarray:
+def _estimate_noise_per_tile(plane: np.ndarray, tile_side: int) -> np.ndarray:
     """(tiles,) standard deviation of noise by a difference of two Laplacians."""
     row_differences = plane[:-2] - 2 * plane[1:-1] + plane[2:]
     noise_residual = row_differences[:, :-2] - 2 * row_differences[:, 1:-1] + row_differences[:, 2:]

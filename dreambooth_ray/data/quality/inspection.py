@@ -18,7 +18,7 @@ from dreambooth_ray.data.quality import measurements
 from dreambooth_ray.data.quality.caption_checks import check_captions
 from dreambooth_ray.data.quality.measured_photo import MeasuredPhoto, ProposeMask, measure_photo
 from dreambooth_ray.data.quality.photo_checks import check_photo
-from dreambooth_ray.data.quality.photo_copies import compare_photographs
+from dreambooth_ray.data.quality.photo_copies import compare_two_photographs
 from dreambooth_ray.data.quality.quality_issue import QualityIssue, Severity
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def check_duplicates(photos: Sequence[MeasuredPhoto]) -> list[QualityIssue]:
     """Pairs that are one photograph, cut, scaled, mirrored or saved differently."""
     quality_issues = []
     for first_photo, second_photo in itertools.combinations(photos, 2):
-        likeness = compare_photographs(first_photo.signature, second_photo.signature)
+        likeness = compare_two_photographs(first_photo.signature, second_photo.signature)
         if likeness is None or likeness.share < MIN_DUPLICATE_SHARE:
             continue
         photo_names = (first_photo.name, second_photo.name)

@@ -53,7 +53,7 @@ class MeasuredPhoto:
     mask_error: str = ""
 
     @property
-    def isolated_subject_image(self) -> Image.Image | None:
+    def darkened_background_image(self) -> Image.Image | None:
         """For people: what is inside its bars, dark outside its subject; None without a region."""
         if self.region.source == "frame":
             return None

@@ -59,7 +59,7 @@ class BorderBars:
     bottom: float
 
     @property
-    def facing_bar_share(self) -> float:
+    def facing_bar_width_share(self) -> float:
         """Width of the narrower of two that face each other, the wider such pair of the two."""
         return max(min(self.left, self.right), min(self.top, self.bottom))
 

@@ -25,7 +25,7 @@ def check_photo(photo: MeasuredPhoto, side_px: int) -> list[QualityIssue]:
             _check_blur(photo) or _check_shake(photo),
             _check_darkness(photo) or _check_black_point(photo) or _check_highlights(photo),
             _check_noise(photo),
-            _check_extent(photo),
+            _check_subject_too_small(photo),
             _check_bars(photo),
             _report_mask_error(photo),
         )
@@ -178,7 +178,7 @@ def _check_noise(photo: MeasuredPhoto) -> QualityIssue | None:
     )  # fmt: skip
 
 
-def _check_extent(photo: MeasuredPhoto) -> QualityIssue | None:
+def _check_subject_too_small(photo: MeasuredPhoto) -> QualityIssue | None:
     colour_extent, detail_extent = photo.extent
     region_text = "in the whole frame"
     if photo.region.source in ("mask", "proposed mask"):
@@ -216,7 +216,7 @@ def _check_extent(photo: MeasuredPhoto) -> QualityIssue | None:
 
 
 def _check_bars(photo: MeasuredPhoto) -> QualityIssue | None:
-    border_bar_share = photo.bars.facing_bar_share
+    border_bar_share = photo.bars.facing_bar_width_share
     if border_bar_share < MIN_BAR:
         return None
     return _build_issue(

@@ -15,7 +15,7 @@ from dreambooth_ray.data.quality.photo_placing import (
     PhotoMatchFeatures,
     PhotoPlacement,
     clip_box,
-    correlate,
+    correlate_vectors,
     find_placement,
 )
 
@@ -37,7 +37,9 @@ class PhotoLikeness:
     is_mirrored: bool
 
 
-def compare_photographs(one: PhotoMatchFeatures, other: PhotoMatchFeatures) -> PhotoLikeness | None:
+def compare_two_photographs(
+    one: PhotoMatchFeatures, other: PhotoMatchFeatures
+) -> PhotoLikeness | None:
     """How alike two are where one lies on the other; None if it lies nowhere."""
     found_placement = find_placement(one, other)
     if found_placement is None:
@@ -110,7 +112,7 @@ def _correlate_blocks(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, n
         for shift_x in shifts:
             best_correlations = np.maximum(
                 best_correlations,
-                correlate(first_image_blocks, _split_image_blocks(other, shift_y, shift_x)),
+                correlate_vectors(first_image_blocks, _split_image_blocks(other, shift_y, shift_x)),
             )
     block_deviations = np.maximum(
         first_image_blocks.std(axis=-1), _split_image_blocks(other, 0, 0).std(axis=-1)

@@ -53,7 +53,7 @@ class PhotoMatchFeatures:
         self.grid_step = max(size) / _GRID_PX
 
     @property
-    def centre_box(self) -> Box:
+    def template_source_box(self) -> Box:
         """Left, top, right, bottom of the middle that is looked for elsewhere."""
         width, height = self.grey.size
         start_fraction, end_fraction = CORE_MARGIN, 1 - CORE_MARGIN
@@ -87,7 +87,7 @@ class PhotoMatchFeatures:
     def templates(self) -> tuple[list[tuple[int, int, bool]], np.ndarray]:
         """The middle in each size, upright and mirrored: (height, width, mirrored), spectra."""
         centre_image = self.grey.resize(
-            (_GRID_PX, _GRID_PX), Image.Resampling.BOX, box=self.centre_box
+            (_GRID_PX, _GRID_PX), Image.Resampling.BOX, box=self.template_source_box
         )
         template_shapes, template_spectra = [], []
         for size_factor in _SIZES:
@@ -135,7 +135,7 @@ def clip_box(box: Box, size: tuple[int, int]) -> Box | None:
     return None if min(right - left, bottom - top) < 8 else (left, top, right, bottom)
 
 
-def correlate(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def correlate_vectors(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Normalised correlation along the last axis."""
     centred_one = one - one.mean(axis=-1, keepdims=True)
     centred_other = other - other.mean(axis=-1, keepdims=True)
@@ -189,11 +189,11 @@ def _refine_placement(
     step_sizes: tuple[float, ...],
 ) -> PhotoPlacement:
     """The place moved and scaled by steps for as long as the two agree better."""
-    left, top, right, bottom = placed_photo.centre_box
+    left, top, right, bottom = placed_photo.template_source_box
     scale = side_px / min(right - left, bottom - top)
     size = max(8, round((right - left) * scale)), max(8, round((bottom - top) * scale))
     centre_image = placed_photo.grey.resize(
-        size, Image.Resampling.BILINEAR, box=placed_photo.centre_box
+        size, Image.Resampling.BILINEAR, box=placed_photo.template_source_box
     )
     centre_pixels = np.asarray(
         ImageOps.mirror(centre_image) if placement.is_mirrored else centre_image, np.float32
@@ -204,12 +204,14 @@ def _refine_placement(
         if clipped_box is None:
             return -1.0
         base_patch = base_photo.grey.resize(size, Image.Resampling.BILINEAR, box=clipped_box)
-        return float(correlate(centre_pixels.ravel(), np.asarray(base_patch, np.float32).ravel()))
+        return float(
+            correlate_vectors(centre_pixels.ravel(), np.asarray(base_patch, np.float32).ravel())
+        )
 
     box, best_correlation = placement.box, correlate_at_box(placement.box)
     for step_px in (s * min(base_photo.grey.size) / 48 for s in step_sizes):
         for _ in range(6):
-            moved_boxes = _move_box(box, step_px)
+            moved_boxes = _list_neighbour_boxes(box, step_px)
             box_correlations = [correlate_at_box(b) for b in moved_boxes]
             index = int(np.argmax(box_correlations))
             if box_correlations[index] <= best_correlation:
@@ -218,7 +220,7 @@ def _refine_placement(
     return PhotoPlacement(best_correlation, box, placement.is_mirrored)
 
 
-def _move_box(box: Box, step: float) -> list[Box]:
+def _list_neighbour_boxes(box: Box, step: float) -> list[Box]:
     left, top, width, height = box
     moved_boxes = [
         (left + dx * step, top + dy * step, width, height)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from dreambooth_ray.models.families.flux1_checks import (
     FLUX1_DEFAULTS,
+    check_parts_fit_transformer,
     check_transformer_form,
-    check_transformer_inputs,
     list_one_stream_shapes,
     list_two_stream_shapes,
 )
-from dreambooth_ray.models.layer_shapes import expect_affine
+from dreambooth_ray.models.layer_shapes import expect_weight_and_bias
 from dreambooth_ray.models.shape_checks import Shapes, check_shapes, read_counts, repeat_shapes
 from dreambooth_ray.models.t5_checks import check_t5
 
@@ -38,7 +38,7 @@ def check_networks(directory: Path) -> None:
         "text of width",
         check_t5(directory / "text_encoder"),
     )
-    check_transformer_inputs(directory, config_counts, [(*text_width_check, "text_encoder")])
+    check_parts_fit_transformer(directory, config_counts, [(*text_width_check, "text_encoder")])
 
 
 def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
@@ -47,19 +47,19 @@ def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     model_width = counts["num_attention_heads"] * head_width
     hidden_width = counts["approximator_hidden_dim"]
     layer_shapes = {
-        **expect_affine("linear_1", hidden_width, hidden_width),
-        **expect_affine("linear_2", hidden_width, hidden_width),
+        **expect_weight_and_bias("linear_1", hidden_width, hidden_width),
+        **expect_weight_and_bias("linear_2", hidden_width, hidden_width),
     }
     num_layers = counts["approximator_layers"]
     return {
-        **expect_affine(
+        **expect_weight_and_bias(
             f"{_APPROXIMATOR}.in_proj", hidden_width, counts["approximator_num_channels"]
         ),
         **repeat_shapes(f"{_APPROXIMATOR}.layers", num_layers, layer_shapes),
         **repeat_shapes(f"{_APPROXIMATOR}.norms", num_layers, {"weight": [hidden_width]}),
-        **expect_affine(f"{_APPROXIMATOR}.out_proj", model_width, hidden_width),
-        **expect_affine("context_embedder", model_width, counts["joint_attention_dim"]),
-        **expect_affine("x_embedder", model_width, counts["in_channels"]),
+        **expect_weight_and_bias(f"{_APPROXIMATOR}.out_proj", model_width, hidden_width),
+        **expect_weight_and_bias("context_embedder", model_width, counts["joint_attention_dim"]),
+        **expect_weight_and_bias("x_embedder", model_width, counts["in_channels"]),
         **repeat_shapes(
             "transformer_blocks",
             counts["num_layers"],
@@ -70,5 +70,5 @@ def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
             counts["num_single_layers"],
             list_one_stream_shapes(model_width, head_width),
         ),
-        **expect_affine("proj_out", counts["in_channels"], model_width),
+        **expect_weight_and_bias("proj_out", counts["in_channels"], model_width),
     }

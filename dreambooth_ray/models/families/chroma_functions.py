@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import ChromaPipeline, DiffusionPipeline
 from torch import Tensor, nn
 
-from dreambooth_ray.compat.diffusers import checkpointed_with_mask
+from dreambooth_ray.compat.diffusers import passing_mask_to_checkpointed_blocks
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.families.flux1_checks import MAX_TOKENS, PATCH
@@ -44,7 +44,7 @@ class MaskedTransformer(NetworkFunction):
         attention_mask = (
             None if is_token is None else F.pad(is_token, (0, num_rows * num_columns), value=True)
         )
-        with checkpointed_with_mask(self.network, attention_mask):
+        with passing_mask_to_checkpointed_blocks(self.network, attention_mask):
             velocity: Tensor = self.network(
                 hidden_states=latent_patches.flatten(2).transpose(1, 2),
                 encoder_hidden_states=hidden,

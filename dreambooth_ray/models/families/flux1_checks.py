@@ -87,7 +87,7 @@ def _check_other_parts(directory: Path, counts: dict[str, int]) -> None:
             "text_encoder",
         ),
     ]
-    check_transformer_inputs(directory, counts, text_width_checks)
+    check_parts_fit_transformer(directory, counts, text_width_checks)
 
 
 def _check_part(directory: Path, part: str, config: dict[str, Any]) -> None:
@@ -96,7 +96,7 @@ def _check_part(directory: Path, part: str, config: dict[str, Any]) -> None:
         raise ConfigError(f"{directory / part}: {shape_problem}; the files are of different models")
 
 
-def check_transformer_inputs(
+def check_parts_fit_transformer(
     directory: Path, counts: dict[str, int], texts: list[tuple[str, str, int, str]]
 ) -> None:
     """Whether the VAE is whole, and it and the text encoders give what the transformer takes.

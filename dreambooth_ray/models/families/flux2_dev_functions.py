@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline, Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from torch import Tensor
 
-from dreambooth_ray.models.chat_text import tokenize_message
+from dreambooth_ray.models.chat_text import tokenize_templated_text
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.families.flux2_checks import MAX_TOKENS
 from dreambooth_ray.models.families.flux2_dev import TEXT_LAYERS
@@ -32,6 +32,6 @@ class Flux2DevFunctions(Flux2Functions):
         message_text = str(tokenizer.apply_chat_template(messages, tokenize=False))
         # What a template has written itself the processor does not add again.
         starts_with_bos = bool(tokenizer.bos_token) and message_text.startswith(tokenizer.bos_token)
-        return tokenize_message(
+        return tokenize_templated_text(
             tokenizer, prompt, message_text, MAX_TOKENS, add_special_tokens=not starts_with_bos
         )

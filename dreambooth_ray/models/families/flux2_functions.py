@@ -127,7 +127,7 @@ class Flux2Functions(FlowFunctions, PromptLimitFunctions):
         self, parts: Components, latent_shape: tuple[int, int], num_steps: int
     ) -> float:
         """The more, the more tokens an image has; of the steps too, and not of the scheduler."""
-        shift: float = compute_empirical_mu(self.count_tokens(parts, latent_shape), num_steps)
+        shift: float = compute_empirical_mu(self.count_image_tokens(parts, latent_shape), num_steps)
         return shift
 
 

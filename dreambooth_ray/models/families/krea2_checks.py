@@ -5,7 +5,7 @@ from typing import Any
 
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.family import INDEX
-from dreambooth_ray.models.layer_shapes import expect_affine, prefix_shapes
+from dreambooth_ray.models.layer_shapes import expect_weight_and_bias, prefix_shapes
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.qwen3_vl_checks import check_qwen3_vl
 from dreambooth_ray.models.qwen_vae_checks import check_qwen_vae
@@ -123,14 +123,14 @@ def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
         **repeat_shapes("refiner_blocks", counts["num_refiner_text_blocks"], text_block_shapes),
     }
     return {
-        **expect_affine("img_in", hidden_size, in_channels),
-        **expect_affine("time_embed.linear_1", hidden_size, counts["timestep_embed_dim"]),
-        **expect_affine("time_embed.linear_2", hidden_size, hidden_size),
-        **expect_affine("time_mod_proj", 6 * hidden_size, hidden_size),
+        **expect_weight_and_bias("img_in", hidden_size, in_channels),
+        **expect_weight_and_bias("time_embed.linear_1", hidden_size, counts["timestep_embed_dim"]),
+        **expect_weight_and_bias("time_embed.linear_2", hidden_size, hidden_size),
+        **expect_weight_and_bias("time_mod_proj", 6 * hidden_size, hidden_size),
         **prefix_shapes("text_fusion", text_fusion_shapes),
         "txt_in.norm.weight": [text_width],
-        **expect_affine("txt_in.linear_1", hidden_size, text_width),
-        **expect_affine("txt_in.linear_2", hidden_size, hidden_size),
+        **expect_weight_and_bias("txt_in.linear_1", hidden_size, text_width),
+        **expect_weight_and_bias("txt_in.linear_2", hidden_size, hidden_size),
         **repeat_shapes(
             "transformer_blocks",
             counts["num_layers"],
@@ -138,7 +138,7 @@ def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
         ),
         "final_layer.scale_shift_table": [2, hidden_size],
         "final_layer.norm.weight": [hidden_size],
-        **expect_affine("final_layer.linear", in_channels, hidden_size),
+        **expect_weight_and_bias("final_layer.linear", in_channels, hidden_size),
     }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.layer_shapes import expect_affine
+from dreambooth_ray.models.layer_shapes import expect_weight_and_bias
 from dreambooth_ray.models.part_configs import read_json
 from dreambooth_ray.models.qwen25_vl_checks import check_qwen25_vl
 from dreambooth_ray.models.qwen_vae_checks import check_qwen_vae
@@ -91,25 +91,29 @@ def list_transformer_shapes(counts: dict[str, int]) -> Shapes:
     hidden_size = counts["num_attention_heads"] * head_dim
     block_shapes: Shapes = {}
     for layer_name in _ATTENTION:
-        block_shapes |= expect_affine(f"attn.{layer_name}", hidden_size, hidden_size)
+        block_shapes |= expect_weight_and_bias(f"attn.{layer_name}", hidden_size, hidden_size)
     for layer_name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
         block_shapes[f"attn.{layer_name}.weight"] = [head_dim]
     for stream_prefix in ("img", "txt"):
-        block_shapes |= expect_affine(f"{stream_prefix}_mod.1", 6 * hidden_size, hidden_size)
-        block_shapes |= expect_affine(
+        block_shapes |= expect_weight_and_bias(
+            f"{stream_prefix}_mod.1", 6 * hidden_size, hidden_size
+        )
+        block_shapes |= expect_weight_and_bias(
             f"{stream_prefix}_mlp.net.0.proj", 4 * hidden_size, hidden_size
         )
-        block_shapes |= expect_affine(f"{stream_prefix}_mlp.net.2", hidden_size, 4 * hidden_size)
+        block_shapes |= expect_weight_and_bias(
+            f"{stream_prefix}_mlp.net.2", hidden_size, 4 * hidden_size
+        )
     embedder_prefix = "time_text_embed.timestep_embedder"
     return {
-        **expect_affine(f"{embedder_prefix}.linear_1", hidden_size, _TIME_WIDTH),
-        **expect_affine(f"{embedder_prefix}.linear_2", hidden_size, hidden_size),
+        **expect_weight_and_bias(f"{embedder_prefix}.linear_1", hidden_size, _TIME_WIDTH),
+        **expect_weight_and_bias(f"{embedder_prefix}.linear_2", hidden_size, hidden_size),
         "txt_norm.weight": [counts["joint_attention_dim"]],
-        **expect_affine("img_in", hidden_size, counts["in_channels"]),
-        **expect_affine("txt_in", hidden_size, counts["joint_attention_dim"]),
+        **expect_weight_and_bias("img_in", hidden_size, counts["in_channels"]),
+        **expect_weight_and_bias("txt_in", hidden_size, counts["joint_attention_dim"]),
         **repeat_shapes("transformer_blocks", counts["num_layers"], block_shapes),
-        **expect_affine("norm_out.linear", 2 * hidden_size, hidden_size),
-        **expect_affine(
+        **expect_weight_and_bias("norm_out.linear", 2 * hidden_size, hidden_size),
+        **expect_weight_and_bias(
             "proj_out", counts["patch_size"] ** 2 * counts["out_channels"], hidden_size
         ),
     }

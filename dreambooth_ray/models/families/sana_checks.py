@@ -6,9 +6,14 @@ from typing import Any
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.dc_vae_checks import check_dc_vae
 from dreambooth_ray.models.gemma2_checks import check_gemma2
-from dreambooth_ray.models.layer_shapes import expect_affine
+from dreambooth_ray.models.layer_shapes import expect_weight_and_bias
 from dreambooth_ray.models.part_configs import read_json
-from dreambooth_ray.models.shape_checks import Shapes, check_shapes, find_counts, repeat_shapes
+from dreambooth_ray.models.shape_checks import (
+    Shapes,
+    check_shapes,
+    repeat_shapes,
+    select_positive_counts,
+)
 
 # Of a prompt, that the transformer is told.
 MAX_TOKENS = 300
@@ -39,7 +44,7 @@ def check_networks(directory: Path) -> None:
     """
     transformer_folder = directory / "transformer"
     config = read_transformer_config(transformer_folder)
-    find_counts(transformer_folder / "config.json", config, *_DEFAULTS)
+    select_positive_counts(transformer_folder / "config.json", config, *_DEFAULTS)
     _check_transformer_config(transformer_folder / "config.json", config)
     check_shapes(transformer_folder, list_transformer_shapes(config))
     for key, dimension_name, part_width, part_folder in (
@@ -87,17 +92,19 @@ def list_transformer_shapes(config: dict[str, Any]) -> Shapes:
     embedder_prefix = "time_embed.emb.timestep_embedder"
     return {
         "scale_shift_table": [2, hidden_size],
-        **expect_affine("patch_embed.proj", hidden_size, config["in_channels"], 1, 1),
-        **expect_affine(f"{embedder_prefix}.linear_1", hidden_size, _TIME_WIDTH),
-        **expect_affine(f"{embedder_prefix}.linear_2", hidden_size, hidden_size),
-        **expect_affine("time_embed.linear", 6 * hidden_size, hidden_size),
-        **expect_affine("caption_projection.linear_1", hidden_size, config["caption_channels"]),
-        **expect_affine("caption_projection.linear_2", hidden_size, hidden_size),
+        **expect_weight_and_bias("patch_embed.proj", hidden_size, config["in_channels"], 1, 1),
+        **expect_weight_and_bias(f"{embedder_prefix}.linear_1", hidden_size, _TIME_WIDTH),
+        **expect_weight_and_bias(f"{embedder_prefix}.linear_2", hidden_size, hidden_size),
+        **expect_weight_and_bias("time_embed.linear", 6 * hidden_size, hidden_size),
+        **expect_weight_and_bias(
+            "caption_projection.linear_1", hidden_size, config["caption_channels"]
+        ),
+        **expect_weight_and_bias("caption_projection.linear_2", hidden_size, hidden_size),
         "caption_norm.weight": [hidden_size],
         **repeat_shapes(
             "transformer_blocks", config["num_layers"], _expect_block(config, hidden_size)
         ),
-        **expect_affine("proj_out", config["out_channels"], hidden_size),
+        **expect_weight_and_bias("proj_out", config["out_channels"], hidden_size),
     }
 
 
@@ -107,14 +114,16 @@ def _expect_block(config: dict[str, Any], width: int) -> Shapes:
     block_shapes: Shapes = {
         "scale_shift_table": [6, width],
         **{f"attn1.to_{qkv_letter}.weight": [width, width] for qkv_letter in "qkv"},
-        **expect_affine("attn1.to_out.0", width, width),
-        **expect_affine("attn2.to_out.0", width, cross_attention_width),
-        **expect_affine("ff.conv_inverted", 2 * mlp_width, width, 1, 1),
-        **expect_affine("ff.conv_depth", 2 * mlp_width, 1, 3, 3),
+        **expect_weight_and_bias("attn1.to_out.0", width, width),
+        **expect_weight_and_bias("attn2.to_out.0", width, cross_attention_width),
+        **expect_weight_and_bias("ff.conv_inverted", 2 * mlp_width, width, 1, 1),
+        **expect_weight_and_bias("ff.conv_depth", 2 * mlp_width, 1, 3, 3),
         "ff.conv_point.weight": [width, mlp_width, 1, 1],
     }
     for qkv_letter in "qkv":
-        block_shapes |= expect_affine(f"attn2.to_{qkv_letter}", cross_attention_width, width)
+        block_shapes |= expect_weight_and_bias(
+            f"attn2.to_{qkv_letter}", cross_attention_width, width
+        )
     if config.get("qk_norm"):
         block_shapes |= {f"attn1.norm_{qkv_letter}.weight": [width] for qkv_letter in "qk"}
         block_shapes |= {

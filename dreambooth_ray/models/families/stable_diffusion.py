@@ -14,6 +14,7 @@ from dreambooth_ray.models.clip_unet_checks import (
 from dreambooth_ray.models.clip_unet_family import CLIP_UNET_FEATURES, make_clip_unet_family
 from dreambooth_ray.models.family import ModelFamily, make_clip_encoder_part
 from dreambooth_ray.models.kohya_names import KohyaLayer, KohyaNames
+from dreambooth_ray.models.original_unet_layer_names import list_adapter_layer_names
 from dreambooth_ray.models.part_configs import read_part_config
 from dreambooth_ray.models.pipeline_checks import describe_required_directory
 from dreambooth_ray.models.single_file_names import (
@@ -21,18 +22,17 @@ from dreambooth_ray.models.single_file_names import (
     OPEN_CLIP_PREFIX,
     SingleFileEncoderNames,
 )
-from dreambooth_ray.models.unet_file_layers import list_adapter_layer_names
 
 
 def _check_directory(directory: Path) -> None:
     """Read every file that loading depends on; raises ConfigError naming the file."""
     configs = read_network_configs(directory, FAMILY)
-    _check_inputs(directory, configs)
+    _refuse_extra_inputs(directory, configs)
     check_unet_inputs(directory, FAMILY, configs)
     check_weights(directory, FAMILY, configs)
 
 
-def _check_inputs(directory: Path, configs: Configs) -> None:
+def _refuse_extra_inputs(directory: Path, configs: Configs) -> None:
     unet_config, unet_folder, directory_requirement = (
         configs["unet"],
         directory / "unet",
@@ -48,7 +48,7 @@ def _check_inputs(directory: Path, configs: Configs) -> None:
             )
 
 
-def _choose_family_variant(directory: Path) -> ModelFamily:
+def _choose_sampling_only_variant(directory: Path) -> ModelFamily:
     return restrict_to_sampling(FAMILY, directory)
 
 
@@ -81,7 +81,7 @@ def find_kohya_layer(directory: Path, part: str, layer: str) -> KohyaLayer | Non
     return KohyaLayer(f"{_KOHYA_PREFIXES[part]}{underscored_layer}")
 
 
-def _choose_encoder_layouts(directory: Path) -> dict[str, SingleFileEncoderNames]:
+def _choose_single_file_encoders(directory: Path) -> dict[str, SingleFileEncoderNames]:
     clip_layout = SingleFileEncoderNames("clip", CLIP_PREFIX)
     open_clip_layout = SingleFileEncoderNames("open_clip", OPEN_CLIP_PREFIX)
     return {"text_encoder": open_clip_layout if _is_v2(directory) else clip_layout}
@@ -105,10 +105,10 @@ FAMILY = make_clip_unet_family(
     text_encoders=(make_clip_encoder_part(),),
     functions="dreambooth_ray.models.families.stable_diffusion_functions:StableDiffusionFunctions",
     check=_check_directory,
-    choose_variant=_choose_family_variant,
+    choose_variant=_choose_sampling_only_variant,
     architecture=_name_architecture,
     features=frozenset(CLIP_UNET_FEATURES),
     kohya_names=KohyaNames(find_kohya_layer, _make_kohya_metadata),
     list_adapter_layer_names=list_adapter_layer_names,
-    single_file_encoders=_choose_encoder_layouts,
+    single_file_encoders=_choose_single_file_encoders,
 )

@@ -52,13 +52,13 @@ def _name_architecture(directory: Path) -> str:
     return f"stable-diffusion-3-5-{'medium' if config.get('dual_attention_layers') else 'large'}"
 
 
-def _choose_family_variant(directory: Path) -> ModelFamily:
+def _choose_t5_variant(directory: Path) -> ModelFamily:
     model_index = read_json(directory / INDEX)
     return WITHOUT_T5 if model_index.get(T5) == [None, None] else FAMILY
 
 
 def _check_directory(directory: Path) -> None:
-    family = _choose_family_variant(directory)
+    family = _choose_t5_variant(directory)
     check_parts(directory, family)
     check_networks(directory, has_t5=family is FAMILY)
 
@@ -78,7 +78,7 @@ FAMILY = make_flow_family(
         "dreambooth_ray.models.families.stable_diffusion_3_functions:StableDiffusion3Functions"
     ),
     check=_check_directory,
-    choose_variant=_choose_family_variant,
+    choose_variant=_choose_t5_variant,
     size_multiple=_read_size_multiple,
     default_side=_read_default_side,
     max_side=_read_max_side,

@@ -95,7 +95,8 @@ class StableDiffusion3Functions(FlowFunctions, TextTraining, PromptLimitFunction
         """CLIP's windows as in training; T5 takes the prompt whole, or not at all."""
         tokenized_prompt = self._tokenize(parts, encoders, [prompt])
         pooled_encoders = {
-            encoder_name: _make_pooled_encoder(encoders[encoder_name]) for encoder_name in _CLIP
+            encoder_name: _make_states_and_pooled_encoder(encoders[encoder_name])
+            for encoder_name in _CLIP
         }
         return self.make_token_encoder(parts, pooled_encoders)(
             tokenized_prompt.to(_find_encoder_device(parts))
@@ -188,14 +189,16 @@ def _find_encoder_device(parts: Components) -> torch.device:
     return device
 
 
-def _make_pooled_encoder(forward: TextForward) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _make_states_and_pooled_encoder(
+    forward: TextForward,
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """As `PooledEncoder`, of what is called in an encoder's place."""
 
-    def embed_pooled(ids: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_states_and_pooled(ids: Tensor) -> tuple[Tensor, Tensor]:
         encoder_outputs = forward(ids, None, output_hidden_states=True)
         return encoder_outputs.hidden_states[PENULTIMATE], encoder_outputs.text_embeds
 
-    return embed_pooled
+    return embed_states_and_pooled
 
 
 def _embed_by_t5(parts: Components, forward: TextForward, caption: str) -> Tensor:

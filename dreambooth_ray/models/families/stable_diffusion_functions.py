@@ -39,7 +39,7 @@ class StableDiffusionFunctions(ClipUNetFunctions):
 
     scheduler_class = "DDPMScheduler"
 
-    def assemble(
+    def make_components(
         self, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, schedule: Any
     ) -> Components:
         """The parts as one model."""

@@ -16,6 +16,7 @@ from dreambooth_ray.models.clip_unet_checks import (
 from dreambooth_ray.models.clip_unet_family import CLIP_UNET_FEATURES, make_clip_unet_family
 from dreambooth_ray.models.family import INDEX, ModelFamily, make_clip_encoder_part
 from dreambooth_ray.models.kohya_names import KohyaLayer, KohyaNames
+from dreambooth_ray.models.original_unet_layer_names import list_adapter_layer_names
 from dreambooth_ray.models.part_configs import CONFIG_FILES, read_json, read_part_config
 from dreambooth_ray.models.pipeline_checks import describe_required_directory
 from dreambooth_ray.models.single_file_names import (
@@ -25,7 +26,6 @@ from dreambooth_ray.models.single_file_names import (
     UNetBlocks,
     find_original_unet_name,
 )
-from dreambooth_ray.models.unet_file_layers import list_adapter_layer_names
 
 _NUM_SIZES = 6
 
@@ -91,7 +91,7 @@ def _check_inputs(directory: Path, configs: Configs) -> None:
         )
 
 
-def _choose_family_variant(directory: Path) -> ModelFamily:
+def _choose_sampling_only_variant(directory: Path) -> ModelFamily:
     scheduler_path = directory / "scheduler" / CONFIG_FILES["scheduler"]
     scheduler_config = read_part_config(directory, "scheduler") if scheduler_path.is_file() else {}
     is_trailing = scheduler_config.get("timestep_spacing") == "trailing"
@@ -150,7 +150,7 @@ FAMILY = make_clip_unet_family(
         "dreambooth_ray.models.families.stable_diffusion_xl_functions:StableDiffusionXLFunctions"
     ),
     check=_check_directory,
-    choose_variant=_choose_family_variant,
+    choose_variant=_choose_sampling_only_variant,
     architecture=lambda _: "stable-diffusion-xl-v1-base",
     features=frozenset(CLIP_UNET_FEATURES),
     kohya_names=KohyaNames(

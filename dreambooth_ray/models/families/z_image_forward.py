@@ -62,13 +62,13 @@ def _enable_batch_forward(transformer: nn.Module) -> None:
 def _forward_list_or_batch(
     transformer: Any, x: Any, time: Tensor, *inputs: Any, **options: Any
 ) -> Any:
-    """Lists as diffusers takes them, or what `predict_data_minus_noise` takes."""
+    """Lists as diffusers takes them, or what `forward_batched_tensors` takes."""
     if isinstance(x, list):
         return type(transformer).forward(transformer, x, time, *inputs, **options)
-    return predict_data_minus_noise(transformer, x, time, *inputs)
+    return forward_batched_tensors(transformer, x, time, *inputs)
 
 
-def predict_data_minus_noise(
+def forward_batched_tensors(
     transformer: Any,
     x: Tensor,
     share_done: Tensor,
@@ -157,12 +157,12 @@ def _find_rotations(
         caption_lengths.shape[0], -1
     )
     caption_positions = F.pad(token_positions[..., None], (0, 2))
-    return _rotate_positions(transformer, image_positions), _rotate_positions(
+    return _compute_position_rotations(transformer, image_positions), _compute_position_rotations(
         transformer, caption_positions
     )
 
 
-def _rotate_positions(transformer: Any, positions: Tensor) -> Tensor:
+def _compute_position_rotations(transformer: Any, positions: Tensor) -> Tensor:
     """(B, S, 3) positions to (B, S, E) unit numbers, as of diffusers' tables."""
     angles_by_axis = []
     for axis, axis_dim in enumerate(transformer.axes_dims):

@@ -8,7 +8,7 @@ from PIL import Image
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.precision import cast_untrainable_encoders
-from dreambooth_ray.models.trainable_params import prepare_sampling_parts
+from dreambooth_ray.models.trainable_params import prepare_tokenizers_and_schedule
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.training.module import DreamBoothModule
@@ -35,10 +35,10 @@ def is_sample_due(config: Config, step: int) -> bool:
     return bool(interval) and step % interval == 0
 
 
-def generate_sample_images(config: Config, components: Components) -> list[tuple[str, np.ndarray]]:
+def sample_prompt_images(config: Config, components: Components) -> list[tuple[str, np.ndarray]]:
     """Each sample prompt and its image, (H, W, 3) uint8, where the denoiser is.
 
-    components: in training, prepared by `prepare_sampling_parts`; left in evaluation mode
+    components: in training, prepared by `prepare_tokenizers_and_schedule`; left in evaluation mode
     """
     requests = make_sample_requests(config)
     images = _generate_images(components, requests)
@@ -50,7 +50,7 @@ def _generate_images(components: Components, requests: list[Request]) -> list[Im
     return [output.image for output in sampling_engine.sample(requests)]
 
 
-class PromptSampler:
+class TrainingImageSampler:
     """Samples with the weights a bundle would have now; training shares no randomness with it."""
 
     def __init__(self, config: Config, model_directory: Path) -> None:
@@ -64,17 +64,17 @@ class PromptSampler:
     def sample_images(self, module: DreamBoothModule) -> list[tuple[str, np.ndarray]]:
         """Each sample prompt and its image, (H, W, 3) uint8."""
         requests = make_sample_requests(self._config)
-        images = self.generate_request_images(module, requests)
+        images = self.generate_images_for_requests(module, requests)
         return [(r.prompt, np.asarray(i)) for r, i in zip(requests, images, strict=True)]
 
-    def generate_request_images(
+    def generate_images_for_requests(
         self, module: DreamBoothModule, requests: list[Request]
     ) -> list[Image.Image]:
         """The images that are asked for, one each."""
         components = load_components(self._model_directory)
         components.denoiser = module.denoiser
         components.text_encoders |= module.text_encoders
-        prepare_sampling_parts(self._config, components)
+        prepare_tokenizers_and_schedule(self._config, components)
         cast_untrainable_encoders(components, self._config.train.precision)
         try:
             with module.using_averaged_weights():

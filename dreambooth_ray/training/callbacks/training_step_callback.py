@@ -17,7 +17,7 @@ from dreambooth_ray.compat.lightning_state import set_batch_progress
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.batch import Batch
 from dreambooth_ray.training.callbacks.loggers import Loggers
-from dreambooth_ray.training.callbacks.samples import PromptSampler
+from dreambooth_ray.training.callbacks.samples import TrainingImageSampler
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.step_metrics import StepMetrics
 from dreambooth_ray.training.callbacks.validation import Validation, compute_validation_losses
@@ -50,7 +50,7 @@ class TrainingStepCallback(Callback):
         guard: NanGuard,
         saver: CheckpointSaver | None = None,
         validation: Validation | None = None,
-        sampler: PromptSampler | None = None,
+        sampler: TrainingImageSampler | None = None,
         preemption: PreemptionWatcher | None = None,
         num_restarts: int = 0,
         read_every: int | None = None,
@@ -123,7 +123,7 @@ class TrainingStepCallback(Callback):
         """Whether there is a new notice that hosts will be taken away; a collective call."""
         if self._preemption is None or not self._step_metrics.take_preemption_check_request():
             return False
-        preemption_notice = self._preemption.check_for_notice()
+        preemption_notice = self._preemption.ask_ray_for_notice()
         if preemption_notice is not None and self._metrics_log is not None:
             notice_text = f"{preemption_notice}: a checkpoint is saved after step {step}"
             self._side_work.submit(
@@ -169,7 +169,7 @@ class TrainingStepCallback(Callback):
         step_s = max(now_s - self._last_read_s, 1e-9) / len(records)
         self._last_read_s = now_s
         for record in records:
-            self._loggers.log(record, module.config.images_a_step / step_s)
+            self._loggers.log(record, module.config.total_images_per_step / step_s)
 
     def _sample_images(self, module: DreamBoothModule, step: int) -> None:
         if self._sampler is None or self._metrics_log is None or not self._sampler.is_due(step):
@@ -182,7 +182,7 @@ class TrainingStepCallback(Callback):
     def _run_step_evaluator(self, module: DreamBoothModule, step: int) -> None:
         if self.evaluator is None or self._sampler is None or not self.evaluator.is_due(step):
             return
-        generate_images = partial(self._sampler.generate_request_images, module)
+        generate_images = partial(self._sampler.generate_images_for_requests, module)
         evaluate_step = partial(self.evaluator.evaluate, step, generate_images)
         self._side_work.run("evaluation of the weights", evaluate_step, None)
 

@@ -64,7 +64,7 @@ class ValidationSet:
         # The example of each row of all batches.
         self._rows: list[int] = []
 
-    def make_batches(self) -> list[Batch]:
+    def make_all_batches(self) -> list[Batch]:
         """All examples, B of one shape at a time; a shape's last batch is filled up with its last
         example.
         """
@@ -118,11 +118,11 @@ class ValidationSet:
             step=0,
         )
 
-    def select_errors(self, errors: Tensor) -> Tensor:
+    def select_example_errors(self, errors: Tensor) -> Tensor:
         """(M,) errors of the examples in order, of those of all batches' rows."""
         return errors[[self._rows.index(example) for example in range(self.num_examples)]]
 
-    def summarize_losses(self, errors: Tensor) -> dict[str, float]:
+    def average_errors_by_noise_level(self, errors: Tensor) -> dict[str, float]:
         """Losses of both halves, altogether and by range of noise level. errors: (M,) float32."""
         num_photograph_examples = self._num_photographs * len(self._times)
         noise_level_indices = torch.arange(self.num_examples) % len(self._times)
@@ -130,7 +130,7 @@ class ValidationSet:
         bin_indices = noise_level_indices // (len(self._times) // num_bins)
         instance_loss, prior_loss = (
             float(x)
-            for x in objective.compute_instance_and_prior_errors(errors, num_photograph_examples)
+            for x in objective.mean_instance_and_prior_errors(errors, num_photograph_examples)
         )
         total_loss = objective.prior_preserving_loss(
             instance_loss, [prior_loss], [self._config.prior.weight]
@@ -158,7 +158,7 @@ def compute_validation_losses(
     Workers share the batches, and take equally many, since sharded ones must move in step. None on
     all of them if one worker can't read its examples, or can't compute one.
     """
-    batches = side_work.run("validation", validation_set.make_batches, None)
+    batches = side_work.run("validation", validation_set.make_all_batches, None)
     world_size, rank = trainer.world_size, trainer.global_rank
     if not _all_workers_can(trainer, module, batches is not None, side_work) or batches is None:
         return None
@@ -176,8 +176,8 @@ def compute_validation_losses(
             all_errors.extend(gathered_errors.reshape(world_size, -1).cpu())
     if not _all_workers_can(trainer, module, has_computed_all, side_work):
         return None
-    errors = validation_set.select_errors(torch.cat(all_errors))
-    return validation_set.summarize_losses(errors)
+    errors = validation_set.select_example_errors(torch.cat(all_errors))
+    return validation_set.average_errors_by_noise_level(errors)
 
 
 def _compute_errors(trainer: pl.Trainer, module: DreamBoothModule, batch: Batch) -> Tensor:

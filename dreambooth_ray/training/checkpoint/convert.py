@@ -48,7 +48,7 @@ def verified_weights(files: CheckpointFiles) -> Iterator[dict[str, Mapping[str, 
 
     raises: CheckpointError, at the latest at the block's end, if a file differs from its manifest
     """
-    weights_file = _find_tensor_file(files.state)
+    weights_file = _find_weights_file(files.state)
     if weights_file is None or weights_file.name not in files.digests:
         folder = files.state.parent
         for name, digest in files.digests.items():
@@ -81,7 +81,7 @@ def _view_part(weights: Mapping[str, torch.Tensor], names: Mapping[str, str]) ->
 
 
 def _open_weights(state: Path) -> Mapping[str, torch.Tensor]:
-    if weights_file := _find_tensor_file(state):
+    if weights_file := _find_weights_file(state):
         return open_tensors(weights_file)
     if state.is_file():
         # Of an earlier version, all in one file: mapped, so that only the weights are read.
@@ -89,13 +89,13 @@ def _open_weights(state: Path) -> Mapping[str, torch.Tensor]:
         weights: Mapping[str, torch.Tensor] = checkpoint.get(AVERAGE) or checkpoint[WEIGHTS]
         return weights
     if (state / ".metadata").is_file():
-        return _open_sharded_weights(state)
+        return _open_distributed_weights(state)
     if (state / _TAG).is_dir():
         return _open_zero_weights(state)
     raise CheckpointError(f"{state} is no training state that this version knows")
 
 
-def _find_tensor_file(state: Path) -> Path | None:
+def _find_weights_file(state: Path) -> Path | None:
     candidate_files = (tensor_file(state, key) for key in (AVERAGE, WEIGHTS))
     return next((path for path in candidate_files if path.is_file()), None)
 
@@ -113,7 +113,7 @@ def _open_zero_weights(state: Path) -> LazyTensors:
     return LazyTensors(weights, lambda name: weights[name].contiguous())
 
 
-def _open_sharded_weights(state: Path) -> LazyTensors:
+def _open_distributed_weights(state: Path) -> LazyTensors:
     """torch.distributed.checkpoint's: of each weight the pieces that workers wrote."""
     metadata_by_key = FileSystemReader(state).read_metadata().state_dict_metadata
     weight_metadata = {

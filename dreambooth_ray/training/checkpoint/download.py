@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.models.model_directory import has_model_hash
+from dreambooth_ray.models.model_directory import has_matching_hash
 from dreambooth_ray.models.tensor_files import SUFFIX
 from dreambooth_ray.storage import artifact_files, fence, manifest
 from dreambooth_ray.storage.store import Store
@@ -22,9 +22,9 @@ class BaseModel:
     directory: Path
     digest: str
 
-    def matches_digest(self, digest: str) -> bool:
+    def matches_model_digest(self, digest: str) -> bool:
         """Whether a checkpoint's digest is this model's; so is none."""
-        return digest in ("", self.digest) or has_model_hash(self.directory, digest)
+        return digest in ("", self.digest) or has_matching_hash(self.directory, digest)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ def download_newest_checkpoint(
     for step, checkpoint in reversed(fence.read_history(run).checkpoints.items()):
         folder = local / str(step)
         try:
-            checkpoint_folder, metadata = artifact_files.open_artifact(run, checkpoint.name, folder)
+            checkpoint_folder, metadata = artifact_files.ensure_local_artifact(
+                run, checkpoint.name, folder
+            )
         except CheckpointError as error:
             damage_reports.append(str(error))
             on_damage(f"checkpoint of step {step} is passed over: {error}")
@@ -117,7 +119,7 @@ def check_same_model_and_strategy(
 ) -> None:
     """raises: CheckpointError if a checkpoint is of another model, or of another strategy"""
     metadata = checkpoint.about
-    if not model.matches_digest(str(metadata.get("model_hash", ""))):
+    if not model.matches_model_digest(str(metadata.get("model_hash", ""))):
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} in {run_uri} is of another model than "
             "model.uri; give the model that the run was started with"

@@ -12,7 +12,7 @@ from torch import distributed
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.storage.scratch import ScratchFolder, scratch_folder_path
+from dreambooth_ray.storage.scratch import ScratchFolder, named_scratch_path
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import convert, download
 from dreambooth_ray.training.checkpoint.save import WorkerRank
@@ -20,7 +20,7 @@ from dreambooth_ray.training.worker_messages import post_message
 
 
 @dataclass(frozen=True)
-class RestoredState:
+class CheckpointToRestore:
     """Where a group of workers starts from; state is on this host, wherever its scratch is."""
 
     step: int
@@ -37,7 +37,7 @@ class RestoredState:
 @contextmanager
 def restored_checkpoint(
     run: Store, config: Config, model: download.BaseModel, worker_rank: WorkerRank
-) -> Iterator[RestoredState | None]:
+) -> Iterator[CheckpointToRestore | None]:
     """The newest intact checkpoint on this host, for the length of the block; a collective call.
 
     raises: CheckpointError if there are some and none can be used
@@ -61,10 +61,10 @@ def restored_checkpoint(
         if checkpoint is None:
             yield None
         else:
-            folder = scratch_folder_path(scratch_name, config.storage.scratch)
+            folder = named_scratch_path(scratch_name, config.storage.scratch)
             if checkpoint.stored_in is not None:
                 folder = run.local_path(checkpoint.stored_in)
-            yield RestoredState(
+            yield CheckpointToRestore(
                 checkpoint.step, folder / checkpoint.file, checkpoint.is_universal, scratch_folder
             )
     finally:
@@ -94,7 +94,7 @@ def _download_checkpoint(
     )
     if checkpoint is None:
         return None
-    strategy, world_size = config.train.strategy, _world_size()
+    strategy, world_size = config.train.strategy, _count_workers()
     download.check_same_model_and_strategy(checkpoint, strategy, model, run.uri)
     state_path, is_universal = checkpoint.state, False
     if strategy == "deepspeed" and checkpoint.about.get("world_size") != world_size:
@@ -115,18 +115,18 @@ def _copy_stored_state(state: Path, folder: Path) -> Path:
     return folder / state.name
 
 
-def _world_size() -> int:
+def _count_workers() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def _wait_for_workers() -> None:
     """Other hosts may still be downloading."""
-    if _world_size() > 1:
+    if _count_workers() > 1:
         distributed.barrier()
 
 
 def _broadcast_values(values: list[Any]) -> list[Any]:
     """The first worker's values, on all."""
-    if _world_size() > 1:
+    if _count_workers() > 1:
         distributed.broadcast_object_list(values, src=0)
     return values

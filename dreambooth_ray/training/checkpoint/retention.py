@@ -9,7 +9,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import fence, manifest
 from dreambooth_ray.storage.fence import CheckpointId
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint_selection import (
+from dreambooth_ray.training.evaluation_decision import (
     find_protected_steps,
     is_evaluation_due,
     read_selection,
@@ -65,7 +65,7 @@ class CheckpointRotation:
         if self._checkpoints is None:
             checkpoint_history = fence.read_history(self._run)
             self._checkpoints = checkpoint_history.checkpoints
-            for invalid_checkpoint in checkpoint_history.void_checkpoints:
+            for invalid_checkpoint in checkpoint_history.voided_checkpoints:
                 manifest.remove_artifact(self._run, invalid_checkpoint.name)
         checkpoint_config, protected_steps = self._config.checkpoint, frozenset[int]()
         if self._config.choice.rule == "best":
@@ -102,7 +102,9 @@ def rotate_checkpoints(
     if checkpoints is None:
         checkpoints = fence.read_history(run).checkpoints
     steps = sorted(checkpoints)
-    if len(steps) <= num_kept or manifest.find_metadata_mismatch(run, checkpoints[steps[-1]].name):
+    if len(steps) <= num_kept or manifest.find_size_or_checksum_mismatch(
+        run, checkpoints[steps[-1]].name
+    ):
         return
     kept_steps = {*steps[-num_kept:], *protected_steps}
     if best_metric:

@@ -16,13 +16,13 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.error_tolerant_check import ErrorTolerantCheck
-from dreambooth_ray.storage.scratch import ScratchFolder, scratch_folder_path
+from dreambooth_ray.storage.scratch import ScratchFolder, named_scratch_path
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.checkpoint import retention
 from dreambooth_ray.training.checkpoint.download import STATE
 from dreambooth_ray.training.checkpoint.last_local_checkpoint import LastLocalCheckpoint
-from dreambooth_ray.training.checkpoint_selection import read_selection, write_early_end_step
+from dreambooth_ray.training.evaluation_decision import read_selection, write_early_end_step
 from dreambooth_ray.training.metrics_log import MetricsLog
 from dreambooth_ray.training.stop_request import is_stop_requested
 
@@ -78,7 +78,7 @@ class CheckpointUploader:
         assert self._pending is None
         step_metrics = {name: value for name, value in metrics.items() if name != "step"}
         about = {**about, "step": step, "metrics": step_metrics, "created_at": time.time()}
-        self._pending = self._pool.submit(self._upload_files, step, nonce, local, about, is_kept)
+        self._pending = self._pool.submit(self._commit_files, step, nonce, local, about, is_kept)
 
     def finish_upload(self) -> None:
         """Wait until nothing is under way; raises what went wrong with it."""
@@ -86,7 +86,7 @@ class CheckpointUploader:
         if pending_upload is not None:
             pending_upload.result()
 
-    def _upload_files(
+    def _commit_files(
         self, step: int, nonce: str, local: ScratchFolder, about: dict[str, object], is_kept: bool
     ) -> None:
         name = paths.checkpoint(step, self._lease)
@@ -105,7 +105,7 @@ class CheckpointUploader:
             manifest.commit_uploaded(self._run, name, folder, entries, about)
             self._side_work.run(
                 "removing old checkpoints",
-                lambda: self._rotation.rotate_after_commit(step, self._list_step_metrics(about)),
+                lambda: self._rotation.rotate_after_commit(step, self._list_all_metrics(about)),
                 None,
             )
             if is_kept:
@@ -116,7 +116,7 @@ class CheckpointUploader:
             if self.kept is None:
                 local.remove()
 
-    def _list_step_metrics(self, about: dict[str, object]) -> list[dict[str, Any]]:
+    def _list_all_metrics(self, about: dict[str, object]) -> list[dict[str, Any]]:
         """The metrics that the run went on from, and those of the checkpoint just committed."""
         step_records = self.metrics_log.records if self.metrics_log is not None else []
         checkpoint_metrics = about.get("metrics")
@@ -170,7 +170,7 @@ class StopRequest:
         """Poll no more."""
         self._ended.set()
 
-    def wait_for_request(self, timeout_s: float) -> bool:
+    def wait_for_stop_request(self, timeout_s: float) -> bool:
         """Wait for the request; whether it was seen."""
         return self._is_seen.wait(timeout_s)
 
@@ -236,13 +236,13 @@ class CheckpointSaver:
         should_stop = False
         if self._worker_rank.rank == 0:
             should_stop = self._side_work.run(
-                "early stopping", lambda: self._end_early(step), False
+                "early stopping", lambda: self._record_early_end(step), False
             )
         return (
             bool(trainer.strategy.broadcast(should_stop)) if trainer.world_size > 1 else should_stop
         )
 
-    def _end_early(self, step: int) -> bool:
+    def _record_early_end(self, step: int) -> bool:
         """Write down that the run ends here, if its evaluations say so."""
         if not read_selection(self._run, self._lease).stop:
             return False
@@ -255,7 +255,7 @@ class CheckpointSaver:
         self._uploader.finish_upload()
         upload_nonce = trainer.strategy.broadcast(uuid.uuid4().hex[:12])
         scratch_name = f"checkpoint-{upload_nonce}"
-        scratch_path = scratch_folder_path(scratch_name, self._config.storage.scratch)
+        scratch_path = named_scratch_path(scratch_name, self._config.storage.scratch)
         scratch_folder = None
         if self._worker_rank.local_rank == 0:
             scratch_folder = ScratchFolder(scratch_name, self._config.storage.scratch)

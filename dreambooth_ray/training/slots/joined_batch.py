@@ -15,7 +15,7 @@ from dreambooth_ray.training.batch import Batch
 
 
 @dataclass(frozen=True)
-class PreservedRows:
+class OutputPreservationRows:
     """The photographs once more: under captions without identifier, the base model's output on
     them is kept.
 
@@ -41,7 +41,7 @@ class JoinedBatch:
     conditioning: Conditioning
     num_rows: int
     num_photographs: int
-    kept: PreservedRows | None = None
+    kept: OutputPreservationRows | None = None
 
     def rows_of(self, slot: int) -> slice:
         """The rows of a slot."""
@@ -81,7 +81,9 @@ def join_batches(
         _join_conditioning(functions, conditionings, size_conditionings, device),
         len(filler_batch.latents),
         filler_batch.num_photographs,
-        _join_preserved_rows(functions, batches_by_slot, device, in_one_forward=in_one_forward),
+        _join_output_preservation_rows(
+            functions, batches_by_slot, device, in_one_forward=in_one_forward
+        ),
     )
 
 
@@ -90,10 +92,10 @@ def _require_conditioning(conditioning: Conditioning | None) -> Conditioning:
     return conditioning
 
 
-def _join_preserved_rows(
+def _join_output_preservation_rows(
     functions: ModelFunctions, batches_by_slot: Sequence[Batch], device: torch.device, *,
     in_one_forward: bool,
-) -> PreservedRows | None:  # fmt: skip
+) -> OutputPreservationRows | None:  # fmt: skip
     preserved_captions = [
         batch.preserved for batch in batches_by_slot if batch.preserved is not None
     ]
@@ -108,7 +110,7 @@ def _join_preserved_rows(
     first_row_indices = (
         torch.arange(len(batches_by_slot), device=device)[:, None] * num_rows_per_slot
     )
-    return PreservedRows(
+    return OutputPreservationRows(
         (first_row_indices + torch.arange(num_photographs_per_slot, device=device)).flatten(),
         _join_conditioning(
             functions, [c.base_conditioning for c in preserved_captions], size_conditionings, device

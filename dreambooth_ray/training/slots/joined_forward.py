@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.training.recorded_forwards import StepForwards
-from dreambooth_ray.training.slots.joined_batch import JoinedBatch, PreservedRows
+from dreambooth_ray.training.slots.joined_batch import JoinedBatch, OutputPreservationRows
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def predict_joined(
         preserved_noisy_latents, preserved_timesteps, preserved_rows.base_conditioning
     )
     if preserved_rows.conditioning is None:
-        prediction, preserved_prediction = _predict_with_preserved_rows(
+        prediction, preserved_prediction = _predict_in_one_forward(
             forwards, joined, preserved_rows, noisy
         )
     else:
@@ -51,10 +51,10 @@ def predict_joined(
     return prediction, PreservedOutput(preserved_prediction, base_prediction)
 
 
-def _predict_with_preserved_rows(
+def _predict_in_one_forward(
     forwards: StepForwards,
     joined: JoinedBatch,
-    preserved_rows: PreservedRows,
+    preserved_rows: OutputPreservationRows,
     noisy: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """As a CUDA graph has to: a second forward would overwrite what the first keeps."""

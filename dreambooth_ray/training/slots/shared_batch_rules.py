@@ -32,7 +32,7 @@ def find_shared_batch_obstacle(config: Config) -> str | None:
         f"train.lora.dora with train.precision={train_config.precision}": (
             train_config.lora.dora and train_config.precision != "32"
         ),
-        "train.mask_background_target=output": train_config.keeps_background,
+        "train.mask_background_target=output": train_config.has_background_output_preservation,
         f"train.mask_background={train_config.mask_background}": train_config.mask_background
         is not None,
         f"train.buckets={str(train_config.buckets).lower()}": train_config.buckets,

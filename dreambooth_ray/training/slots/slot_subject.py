@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.models.adapter_stack import AdapterStack
+from dreambooth_ray.models.adapter_stack import TrainingAdapterStack
 from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.nan_guard import FREE_TO_READ, skip_unless_finite
 from dreambooth_ray.training.optimizer import (
@@ -49,7 +49,7 @@ class SlotSubject:
         self,
         config: Config,
         dataset: TrainingDataset,
-        stack: AdapterStack,
+        stack: TrainingAdapterStack,
         slot: int,
         state: AdapterTrainingState,
     ) -> None:

@@ -19,7 +19,7 @@ from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError, DreamBoothError
 from dreambooth_ray.models.activation_checkpointing import checkpoint_activations
-from dreambooth_ray.models.adapter_stack import AdapterStack, make_adapter
+from dreambooth_ray.models.adapter_stack import TrainingAdapterStack, make_adapter
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.models.frozen_copy import copy_base_network
 from dreambooth_ray.models.precision import cast_frozen_layers, use_fast_float32
@@ -28,13 +28,13 @@ from dreambooth_ray.training.dataset import TrainingDataset
 from dreambooth_ray.training.prediction_errors import (
     autocast_networks,
     combine_losses,
-    weigh_errors,
+    compute_weighted_sample_errors,
 )
 from dreambooth_ray.training.recorded_forwards import StepForwards
 from dreambooth_ray.training.slots.joined_batch import JoinedBatch, join_batches
 from dreambooth_ray.training.slots.joined_forward import predict_joined
 from dreambooth_ray.training.slots.slot_subject import AdapterTrainingState, SlotSubject
-from dreambooth_ray.training.slots.solo_network import SoloNetworks
+from dreambooth_ray.training.slots.solo_network import SoloNetworkCache
 
 # New adapters that are remembered: most subjects of a fleet have one seed and one rank.
 _KEPT_ADAPTERS = 4
@@ -90,11 +90,13 @@ class SlotTrainer:
             network.to(memory_format=torch.channels_last)
         # As it is without anybody's adapter; its weights are the same memory.
         frozen_network: Any = copy_base_network(network, shares_weights=True)
-        self.solo_networks = SoloNetworks(replace(components, denoiser=frozen_network))
+        self.solo_networks = SoloNetworkCache(replace(components, denoiser=frozen_network))
         if config.train.gradient_checkpointing:
             checkpoint_activations(network, ())
         largest_lora_config = config.train.lora.model_copy(update={"rank": rank})
-        self._stack = AdapterStack(network, self.make_adapter(largest_lora_config, 0), num_slots)
+        self._stack = TrainingAdapterStack(
+            network, self.make_adapter(largest_lora_config, 0), num_slots
+        )
         self._forwards = StepForwards(
             config,
             self._functions,
@@ -188,13 +190,15 @@ class SlotTrainer:
             in_one_forward=self._in_one_forward,
         )
         subjects = [self._subjects[slot] for slot in batches]
-        losses_of_subjects = self._compute_losses(joined, subjects)
+        losses_of_subjects = self._compute_losses_and_gradients(joined, subjects)
         for subject, losses in zip(subjects, losses_of_subjects, strict=True):
             grad_norm = subject.update()
             step_result.values[subject] = torch.cat([losses, grad_norm.reshape(1)])
         return step_result
 
-    def _compute_losses(self, joined: JoinedBatch, subjects: Iterable[SlotSubject]) -> list[Tensor]:
+    def _compute_losses_and_gradients(
+        self, joined: JoinedBatch, subjects: Iterable[SlotSubject]
+    ) -> list[Tensor]:
         """(2,) or (3,) losses of each subject; the gradients of all are in the stack then."""
         noisy_training_latents = self._process.add_noise(joined.latents, joined.noise, joined.times)
         prediction_target = self._process.compute_target(joined.latents, joined.noise, joined.times)
@@ -205,7 +209,9 @@ class SlotTrainer:
         subject_losses, part_losses = [], []
         for subject in subjects:
             row_slice, num_photographs = joined.rows_of(subject.slot), joined.num_photographs
-            compute_weighted_errors = partial(weigh_errors, self._process, subject.config.loss)
+            compute_weighted_errors = partial(
+                compute_weighted_sample_errors, self._process, subject.config.loss
+            )
             weighted_errors = compute_weighted_errors(
                 prediction[row_slice], prediction_target[row_slice], joined.times[row_slice]
             )
@@ -223,7 +229,7 @@ class SlotTrainer:
             subject_losses.append(loss)
             part_losses.append(loss_parts.detach())
         torch.stack(subject_losses).sum().backward()  # type: ignore[no-untyped-call]
-        self._stack.collect_gradients()
+        self._stack.gather_layer_gradients()
         return part_losses
 
 

@@ -19,11 +19,11 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.errors import PERMANENT, describe_error
 from dreambooth_ray.memory.out_of_memory import explain_out_of_memory
-from dreambooth_ray.models.adapter_stack import copy_for_adapters
+from dreambooth_ray.models.adapter_stack import copy_network_without_memory
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.model_mirror import locate_model
-from dreambooth_ray.models.precision import cast_untrainable_encoders, choose_device
-from dreambooth_ray.models.trainable_params import prepare_sampling_parts
+from dreambooth_ray.models.precision import cast_untrainable_encoders, choose_fitting_device
+from dreambooth_ray.models.trainable_params import prepare_tokenizers_and_schedule
 from dreambooth_ray.models.weight_cache import set_model_cache_limit
 from dreambooth_ray.storage.store import use_storage_options
 from dreambooth_ray.training.checkpoint.download import BaseModel
@@ -72,13 +72,13 @@ class SubjectEvent:
 
 
 @dataclass(frozen=True)
-class _FailedClaim:
+class _ClaimError:
     run_id: str
     error: Exception
 
 
 # From other threads: a job, None for no more; a run that was claimed, or was not; an end.
-_Message = WorkerJob | SubjectRun | _FailedClaim | SubjectEvent | None
+_Message = WorkerJob | SubjectRun | _ClaimError | SubjectEvent | None
 
 
 class SlotWorker:
@@ -101,7 +101,7 @@ class SlotWorker:
         torch.set_num_threads(count_threads(config, 1, 1))
         self._config, self._export = config, export
         self._components = _load_frozen_components(self._directory, config.train.precision, device)
-        prepare_sampling_parts(config, self._components)
+        prepare_tokenizers_and_schedule(config, self._components)
         self._trainer = SlotTrainer(config, self._components, num_slots, rank, device)
         self._messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._runs: dict[SlotSubject, SubjectRun] = {}
@@ -163,13 +163,13 @@ class SlotWorker:
             except queue.Empty:
                 return
             if isinstance(message, WorkerJob):
-                self._begin_claim(message)
+                self._begin_claiming_run(message)
             elif isinstance(message, SubjectRun):
                 del self._claims[message.run_id]
                 self._claimed.append(message)
             elif message is None:
                 self._is_closed = True
-            elif isinstance(message, _FailedClaim):
+            elif isinstance(message, _ClaimError):
                 del self._claims[message.run_id]
                 yield SubjectEvent.of_failure(message.run_id, 0, message.error)
             else:
@@ -178,19 +178,19 @@ class SlotWorker:
             if self._has_no_work_left or self._claimed:
                 return
 
-    def _begin_claim(self, job: WorkerJob) -> None:
+    def _begin_claiming_run(self, job: WorkerJob) -> None:
         subject_run = SubjectRun(job)
         self._claims[subject_run.run_id] = time.monotonic()
 
-        def claim() -> None:
+        def claim_run() -> None:
             try:
                 subject_run.claim()
             except Exception as error:
-                self._messages.put(_FailedClaim(subject_run.run_id, error))
+                self._messages.put(_ClaimError(subject_run.run_id, error))
             else:
                 self._messages.put(subject_run)
 
-        self._claimers.submit(claim)
+        self._claimers.submit(claim_run)
 
     def _join_claimed_runs(self) -> Iterator[SubjectEvent]:
         while self._claimed and self._trainer.num_free_slots:
@@ -261,20 +261,20 @@ class SlotWorker:
     def _begin_abandoning_run(self, run: SubjectRun, error: Exception, step: int) -> None:
         self._num_ending += 1
 
-        def abandon_run() -> None:
+        def finish_failed_run() -> None:
             run.abandon()
             self._messages.put(SubjectEvent.of_failure(run.run_id, step, error))
 
-        self._enders.submit(abandon_run)
+        self._enders.submit(finish_failed_run)
 
     def _make_bundle(self, job: WorkerJob, checkpoint: LastLocalCheckpoint | None) -> None:
         is_dora = parse_config(job.config, job.run_uri, []).train.lora.dora
 
-        def copy_components(directory: Path) -> Components:
-            network = copy_for_adapters(self._components.denoiser, shares_weights=is_dora)
+        def copy_components_for_adapters(directory: Path) -> Components:
+            network = copy_network_without_memory(self._components.denoiser, shares_weights=is_dora)
             return replace(self._components, denoiser=network)
 
-        self._export(job, checkpoint, copy_components)
+        self._export(job, checkpoint, copy_components_for_adapters)
 
 
 def _load_frozen_components(directory: Path, precision: str, device: torch.device) -> Components:
@@ -284,6 +284,6 @@ def _load_frozen_components(directory: Path, precision: str, device: torch.devic
         network.requires_grad_(False)
     cast_untrainable_encoders(components, precision)
     for network in (components.vae, *components.text_encoders.values()):
-        network.to(choose_device(network, device))
+        network.to(choose_fitting_device(network, device))
     gc.collect()
     return components

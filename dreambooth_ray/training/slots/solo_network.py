@@ -12,7 +12,10 @@ from torch import Tensor
 
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.models import lora
-from dreambooth_ray.models.adapter_stack import copy_for_adapters, list_adapter_weights
+from dreambooth_ray.models.adapter_stack import (
+    copy_network_without_memory,
+    list_network_adapter_weights,
+)
 from dreambooth_ray.models.components import Components
 from dreambooth_ray.training.recorded_forwards import StepForwards
 
@@ -27,7 +30,7 @@ class SoloNetwork:
         """config: of a subject; components: with the frozen network, cast as it is trained"""
         lora_config = config.train.lora
         target_modules = lora_config.target_modules or components.family.lora_targets
-        network: Any = copy_for_adapters(components.denoiser, shares_weights=True)
+        network: Any = copy_network_without_memory(components.denoiser, shares_weights=True)
         lora.inject_adapters(network, lora_config, target_modules, config.seed)
         network.to(components.denoiser.device)
         # What a graph holds is not worth its memory here.
@@ -36,7 +39,7 @@ class SoloNetwork:
             config.model_copy(update={"train": train_config}), components.functions, network, {}
         )
         self.components = replace(components, denoiser=network.eval())
-        self._weights = list_adapter_weights(network)
+        self._weights = list_network_adapter_weights(network)
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -45,7 +48,7 @@ class SoloNetwork:
             weight_tensor.copy_(weights[weight_name])
 
 
-class SoloNetworks:
+class SoloNetworkCache:
     """A network for each kind of adapter that was asked for."""
 
     def __init__(self, components: Components) -> None:

@@ -13,7 +13,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from dreambooth_ray.compat.lightning_state import build_lightning_checkpoint, read_loop_states
+from dreambooth_ray.compat.lightning_state import (
+    build_lightning_checkpoint,
+    read_trainer_loop_states,
+)
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.training.checkpoint.download import AVERAGE, WEIGHTS
 from dreambooth_ray.training.slots.slot_subject import MOMENTS, AdapterTrainingState, SlotSubject
@@ -29,7 +32,7 @@ def _read_fresh_loop_states() -> dict[str, Any]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    return read_loop_states(trainer)
+    return read_trainer_loop_states(trainer)
 
 
 def save_subject_checkpoint(subject: SlotSubject, denoiser_name: str, path: Path) -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from dreambooth_ray.training.batch import Batch
-from dreambooth_ray.training.callbacks.samples import generate_sample_images, is_sample_due
+from dreambooth_ray.training.callbacks.samples import is_sample_due, sample_prompt_images
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
 from dreambooth_ray.training.prediction_errors import PredictionErrorCalculator
 from dreambooth_ray.training.slots.slot_subject import SlotSubject
-from dreambooth_ray.training.slots.solo_network import SoloNetwork, SoloNetworks
+from dreambooth_ray.training.slots.solo_network import SoloNetwork, SoloNetworkCache
 
 Images = list[tuple[str, np.ndarray]]
 
@@ -24,7 +24,7 @@ class SubjectEvaluation:
     """Of one subject. Its failures end nothing: they are side work."""
 
     def __init__(
-        self, networks: SoloNetworks, validation: Validation | None, side_work: SideWork
+        self, networks: SoloNetworkCache, validation: Validation | None, side_work: SideWork
     ) -> None:
         """networks: of the worker; validation: where the subject has one"""
         self._networks, self._validation, self._side_work = networks, validation, side_work
@@ -42,15 +42,15 @@ class SubjectEvaluation:
     ) -> dict[str, float] | None:
         def compute_losses_of_set() -> dict[str, float]:
             solo_network = self._load_solo_network(subject)
-            validation_batches = validation_set.make_batches()
+            validation_batches = validation_set.make_all_batches()
             validation_prediction_errors = torch.cat(
                 [
                     _compute_errors(subject, solo_network, validation_batch)
                     for validation_batch in validation_batches
                 ]
             )
-            return validation_set.summarize_losses(
-                validation_set.select_errors(validation_prediction_errors)
+            return validation_set.average_errors_by_noise_level(
+                validation_set.select_example_errors(validation_prediction_errors)
             )
 
         return self._side_work.run("validation", compute_losses_of_set, None)
@@ -68,7 +68,7 @@ class SubjectEvaluation:
         no_images: Images = []
         return self._side_work.run(
             "sampling",
-            lambda: generate_sample_images(config, self._load_solo_network(subject).components),
+            lambda: sample_prompt_images(config, self._load_solo_network(subject).components),
             no_images,
         )
 

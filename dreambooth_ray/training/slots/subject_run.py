@@ -89,7 +89,7 @@ class SubjectRun:
         self._lease = fence.keep_lease(self.run, lease_s, 2 * lease_s, self._say)
         self._lease.__enter__()
         try:
-            fence.record_takeover(self.run, self._lease.number)
+            fence.record_resumed_step(self.run, self._lease.number)
         except BaseException:
             self._lease.__exit__(None, None, None)
             raise
@@ -195,7 +195,7 @@ class SubjectRun:
         self._metrics_log.append([record])
         now_s = time.monotonic()
         training_step_s, self._stepped_at_s = max(now_s - self._stepped_at_s, 1e-9), now_s
-        self._loggers.log(record, self.config.images_a_step / training_step_s)
+        self._loggers.log(record, self.config.total_images_per_step / training_step_s)
         self._guard.check()
 
     def _log_sample_images(self, subject: SlotSubject) -> None:
@@ -236,16 +236,16 @@ class SubjectRun:
                 self._close_loggers()
             self._lease.check()
             if end == "done":
-                export(self.job, self._local_checkpoint)
+                export(self.job, self._final_local_checkpoint)
                 publish_run(self.run)
         finally:
-            if local_checkpoint := self._local_checkpoint:
+            if local_checkpoint := self._final_local_checkpoint:
                 local_checkpoint.scratch.remove()
             self._stop_request.stop_polling()
             self._lease.__exit__(None, None, None)
 
     @property
-    def _local_checkpoint(self) -> LastLocalCheckpoint | None:
+    def _final_local_checkpoint(self) -> LastLocalCheckpoint | None:
         return self._uploader.kept if self._uploader is not None else None
 
     def _close_loggers(self) -> None:

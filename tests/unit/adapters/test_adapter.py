@@ -9,7 +9,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor
 
 from dreambooth_ray.adapters.adapter import read_adapter
-from dreambooth_ray.adapters.layer_adapter import find_layer, sum_deltas
+from dreambooth_ray.adapters.layer_adapter import add_deltas_to_weight, find_layer
 from dreambooth_ray.adapters.layer_table import LayerTable
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components
@@ -65,7 +65,9 @@ def test_what_peft_makes_is_read_as_peft_merges_it(
             assert part == "unet"
             module = find_layer(base.unet, layer)
             assert module is not None
-            weights[f"{layer}.weight"] = sum_deltas(module.get_parameter("weight"), [(own, 1.0)])
+            weights[f"{layer}.weight"] = add_deltas_to_weight(
+                module.get_parameter("weight"), [(own, 1.0)]
+            )
         changed = [n for n in merged if not torch.equal(merged[n], base.unet.state_dict()[n])]
         assert len(changed) == len(adapter.layers)
         for name, weight in merged.items():
@@ -84,7 +86,9 @@ def test_an_embedding_can_have_an_adapter(
     ((key, own),) = read_adapter(tmp_path, table).layers.items()
     assert key[0] == "text_encoder"
     weight = base.text_encoder.get_input_embeddings().weight
-    torch.testing.assert_close(sum_deltas(weight, [(own, 1.0)]), merged, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        add_deltas_to_weight(weight, [(own, 1.0)]), merged, atol=1e-5, rtol=1e-4
+    )
     engine = Engine(toy_model)
     plain = engine.sample([Request("a robot", 0, num_inference_steps=1)])[0].latents
     engine.add_adapter("words", tmp_path)

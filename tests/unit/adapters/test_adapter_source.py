@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dreambooth_ray import api
-from dreambooth_ray.adapters.adapter_source import AdapterSource, locate_adapters
+from dreambooth_ray.adapters.adapter_source import WeightedAdapterSource, locate_adapters
 from dreambooth_ray.cli import main
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.model_directory import model_hash
@@ -43,17 +43,17 @@ def style(tmp_path: Path) -> Path:
     ],
 )
 def test_a_weight_stands_behind_the_last_colon(text: str, uri: str, weight: float) -> None:
-    assert AdapterSource.parse(text) == AdapterSource(uri, weight)
+    assert WeightedAdapterSource.parse(text) == WeightedAdapterSource(uri, weight)
 
 
 @given(st.floats(-10, 10, allow_nan=False))
 def test_every_weight_is_read_back(weight: float) -> None:
-    assert AdapterSource.parse(f"style.safetensors:{weight}").weight == weight
+    assert WeightedAdapterSource.parse(f"style.safetensors:{weight}").weight == weight
 
 
 def test_a_path_that_is_there_is_taken_whole(tmp_path: Path, style: Path) -> None:
     odd = style.rename(tmp_path / "style:2")
-    assert AdapterSource.parse(str(odd)) == AdapterSource(str(odd))
+    assert WeightedAdapterSource.parse(str(odd)) == WeightedAdapterSource(str(odd))
 
 
 def test_a_bundle_is_for_its_own_base(

@@ -6,7 +6,7 @@ from benchmarks.catalog_load import (
     count_listed_subjects,
     fill_catalog_folder,
     fill_folder_once,
-    make_files,
+    generate_catalog_files,
     make_manifest,
     measure_gateway_on_folder,
     subject_name,
@@ -21,7 +21,7 @@ def test_what_is_filled_in_is_what_commits_leave(tmp_path: Path) -> None:
         run = Store(str(tmp_path)).sub(f"runs/{subject_name(number)}")
         run.write("bundle/manifest.json", make_manifest(subject_name(number)))
         publish_run(run)
-        for name, data in make_files(range(number, number + 1)):
+        for name, data in generate_catalog_files(range(number, number + 1)):
             assert (tmp_path / name).read_bytes() == data
 
 

@@ -9,7 +9,7 @@ from benchmarks.cluster_cost_plan import (
     TrainingWorkload,
     best_interval_s,
     expected_job_s,
-    plan_training,
+    plan_gpus_per_subject,
     read_measured_step_s,
     simulate_job_s,
     simulate_mean_job_s,
@@ -47,10 +47,10 @@ def test_a_failure_costs_a_start_and_what_was_done_since_the_checkpoint() -> Non
 def test_many_subjects_get_a_gpu_each_and_few_get_several() -> None:
     work = TrainingWorkload(1_000_000, 800, 0.5, 25.0, 4e9, 0.95)
     cluster = Cluster(1000, 1e9, 5000 * HOUR, 2.0)
-    plan = plan_training(work, cluster, 0)
+    plan = plan_gpus_per_subject(work, cluster, 0)
     assert plan["best"]["gpus_a_subject"] == 1
     assert plan["best"]["cost"] == pytest.approx(2 * plan["best"]["gpu_h"], rel=1e-3)
-    few = plan_training(TrainingWorkload(100, 8000, 0.5, 25.0, 4e9, 0.95), cluster, 0)
+    few = plan_gpus_per_subject(TrainingWorkload(100, 8000, 0.5, 25.0, 4e9, 0.95), cluster, 0)
     assert few["best"]["gpus_a_subject"] == 8
 
 
@@ -73,17 +73,17 @@ def test_what_is_no_length_is_refused(number: float) -> None:
 def test_work_that_failures_never_let_end_is_refused(mtbf_s: float) -> None:
     work = TrainingWorkload(1, 800, 0.5, 3600.0, 4e9, 0.95)
     with pytest.raises(ConfigError, match="--mtbf-h"):
-        plan_training(work, Cluster(4, 1e9, mtbf_s, 2.0), 0)
+        plan_gpus_per_subject(work, Cluster(4, 1e9, mtbf_s, 2.0), 0)
 
 
 def test_a_plan_is_made_where_more_gpus_would_fail_too_often() -> None:
     work = TrainingWorkload(1, 8000, 0.5, 600.0, 4e9, 0.95)
-    plan = plan_training(work, Cluster(16, 1e9, 600.0, 2.0), 0)
+    plan = plan_gpus_per_subject(work, Cluster(16, 1e9, 600.0, 2.0), 0)
     assert [option["gpus_a_subject"] for option in plan["options"]] == [1, 2, 4]
 
 
 def test_numbers_of_gpus_that_would_never_end_are_left_out() -> None:
-    plan = plan_training(
+    plan = plan_gpus_per_subject(
         TrainingWorkload(1, 800, 0.5, 25.0, 4e9, 1e-9), Cluster(4, 1e9, 5000 * HOUR, 2.0), 0
     )
     assert [option["gpus_a_subject"] for option in plan["options"]] == [1]

@@ -4,14 +4,15 @@ import pytest
 from PIL import Image
 
 from benchmarks import doctor_accuracy
-from benchmarks.doctor_accuracy import Tally, find_subjects, measure_subject, split_name
+from benchmarks.doctor_accuracy import Tally, find_subject_split, find_subjects, measure_subject
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 
 
 def test_the_split_is_by_name_and_keeps_what_bounds_were_set_with_before() -> None:
-    assert {split_name(name) for name in doctor_accuracy.EARLIER} == {"setting"}
-    assert [split_name(name) for name in ("vase", "can", "dog5", "clock", "red_cartoon")] == [
+    assert {find_subject_split(name) for name in doctor_accuracy.EARLIER} == {"setting"}
+    subjects = ("vase", "can", "dog5", "clock", "red_cartoon")
+    assert [find_subject_split(name) for name in subjects] == [
         "setting", "held out", "held out", "setting", "held out",
     ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.cluster_cost_plan import Cluster, TrainingWorkload
-from benchmarks.fleet_costs import BatchGain, plan_fleet, read_batch_gain
+from benchmarks.fleet_costs import BatchGain, estimate_fleet_costs, read_batch_gain
 from dreambooth_ray.errors import ConfigError
 
 HOUR = 3600.0
@@ -23,10 +23,10 @@ def make_workload(subjects: int, start_s: float = 1e-9) -> TrainingWorkload:
 
 
 def test_measured_gains_are_taken_and_those_between_lie_between() -> None:
-    assert [GAIN.estimate_gain(count) for count in (1, 4, 16)] == [1.0, 2.0, 3.0]
-    assert GAIN.estimate_gain(2) == pytest.approx(math.sqrt(2.0))
+    assert [GAIN.interpolate_batch_speedup(count) for count in (1, 4, 16)] == [1.0, 2.0, 3.0]
+    assert GAIN.interpolate_batch_speedup(2) == pytest.approx(math.sqrt(2.0))
     # Nobody knows what more would gain.
-    assert GAIN.estimate_gain(64) == 3.0
+    assert GAIN.interpolate_batch_speedup(64) == 3.0
     assert GAIN.describe_evidence(4) == "measured: a toy, a processor"
     assert GAIN.describe_evidence(64).startswith("assumed: as with 16 subjects")
     assert "between those measured" in GAIN.describe_evidence(8)
@@ -35,11 +35,11 @@ def test_measured_gains_are_taken_and_those_between_lie_between() -> None:
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_more_subjects_never_gain_less_where_the_measured_ones_do_not(few: int, many: int) -> None:
     few, many = sorted((few, many))
-    assert GAIN.estimate_gain(few) <= GAIN.estimate_gain(many) + 1e-12
+    assert GAIN.interpolate_batch_speedup(few) <= GAIN.interpolate_batch_speedup(many) + 1e-12
 
 
 def test_time_and_cost_follow_from_steps_and_gain() -> None:
-    plan = plan_fleet(make_workload(64), CLUSTER, 4, GAIN, None)
+    plan = estimate_fleet_costs(make_workload(64), CLUSTER, 4, GAIN, None)
     one, eight, thousand = plan["options"]
     # 16 rounds of 100 steps of four at 0.5 s, twice as quick, and a second for each subject.
     assert one["wall_h"] == pytest.approx((16 * 100 * 1.0 + 64) / HOUR, abs=1e-3)
@@ -52,7 +52,7 @@ def test_time_and_cost_follow_from_steps_and_gain() -> None:
 
 
 def test_a_worker_starts_once_for_all_its_subjects() -> None:
-    plan = plan_fleet(make_workload(8_000, start_s=100.0), CLUSTER, 4, GAIN, 0.0)
+    plan = estimate_fleet_costs(make_workload(8_000, start_s=100.0), CLUSTER, 4, GAIN, 0.0)
     shares = {option["gpus"]: option["share_of_steps"] for option in plan["options"]}
     assert shares[1] > shares[8] > shares[1000]
     assert plan["assumptions"]["subject_s"] == "given"
@@ -60,7 +60,7 @@ def test_a_worker_starts_once_for_all_its_subjects() -> None:
 
 def test_a_record_that_was_unsteady_is_told_so() -> None:
     words = [
-        plan_fleet(make_workload(8), CLUSTER, 4, gain, None)["assumptions"]["subject_s"]
+        estimate_fleet_costs(make_workload(8), CLUSTER, 4, gain, None)["assumptions"]["subject_s"]
         for gain in (GAIN, replace(GAIN, unsteady="something ran beside it"))
     ]
     assert "unsteady" not in words[0]
@@ -71,7 +71,7 @@ def test_failures_cost_what_was_done_since_the_last_checkpoint() -> None:
     frail = Cluster(8, 1e9, 2 * HOUR, 2.0)
     workload = TrainingWorkload(100, 800, 0.5, 25.0, 4e9, 0.95)
     costs = [
-        plan_fleet(workload, cluster, 4, GAIN, None)["options"][0]["cost_a_subject"]
+        estimate_fleet_costs(workload, cluster, 4, GAIN, None)["options"][0]["cost_a_subject"]
         for cluster in (Cluster(8, 1e9, 1e6 * HOUR, 2.0), frail)
     ]
     assert costs[1] > 1.02 * costs[0]
@@ -81,7 +81,7 @@ def test_the_record_that_ships_is_read() -> None:
     gain = read_batch_gain(RESULTS)
     record = json.loads((RESULTS / "fleet.json").read_text())
     assert max(gain.by_count) == 32
-    assert gain.estimate_gain(32) == record["ratios"]["warm"]["median"]
+    assert gain.interpolate_batch_speedup(32) == record["ratios"]["warm"]["median"]
     assert 1 / gain.step_s == pytest.approx(record["cases"][0]["theirs"]["median"])
     # Whole jobs take longer than their steps.
     assert 0 < gain.subject_s < 60
@@ -98,6 +98,8 @@ def test_without_a_record_that_is_said(tmp_path: Path, text: str | None) -> None
 
 def test_a_fleet_that_would_never_end_is_refused() -> None:
     with pytest.raises(ConfigError, match="--subject-s=inf"):
-        plan_fleet(make_workload(4), CLUSTER, 4, GAIN, math.inf)
+        estimate_fleet_costs(make_workload(4), CLUSTER, 4, GAIN, math.inf)
     with pytest.raises(ConfigError, match="--mtbf-h"):
-        plan_fleet(make_workload(4, start_s=1e6), replace(CLUSTER, mtbf_s=1.0), 4, GAIN, None)
+        estimate_fleet_costs(
+            make_workload(4, start_s=1e6), replace(CLUSTER, mtbf_s=1.0), 4, GAIN, None
+        )

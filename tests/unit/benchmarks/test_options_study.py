@@ -11,19 +11,19 @@ from benchmarks.options_study import (
     score_backgrounds,
 )
 from benchmarks.study import StudyCell, load_cell_config
-from benchmarks.study_judge import load_brief_protocol
 from benchmarks.study_photographs import ODD_PLACE
+from benchmarks.study_scorer import load_brief_protocol
 from benchmarks.training_options_table import TITLES
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.toyworld.evaluator import load_evaluator
-from dreambooth_ray.toyworld.world import random_scene, random_subject, render_image
+from dreambooth_ray.toyworld.world import random_scene_layout, random_subject, render_image
 
 
 def make_image(kind: str, prompt: str, place: str) -> tuple[EvaluationPrompt, Image.Image]:
-    image = render_image(random_subject(6), random_scene(6, 3, place))
+    image = render_image(random_subject(6), random_scene_layout(6, 3, place))
     return EvaluationPrompt(kind, prompt, prompt, 0), image  # type: ignore[arg-type]
 
 

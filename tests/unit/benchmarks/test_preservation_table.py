@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.preservation_study import KINDS, make_cells, parse_method_and_kind
-from benchmarks.preservation_table import TITLES, format_page, summarize_cells
+from benchmarks.preservation_study import KINDS, make_cells, parse_training_method_and_kind
+from benchmarks.preservation_table import TITLES, format_page, summarize_by_method_and_kind
 
 
 def make_line(cell: str, subject: int, fidelities: list[float], pres: float) -> dict[str, Any]:
@@ -20,13 +20,16 @@ def make_line(cell: str, subject: int, fidelities: list[float], pres: float) -> 
 
 def test_a_cells_line_names_its_method_and_kind() -> None:
     cells = make_cells(range(1), ("lora", "full"))
-    pairs = [parse_method_and_kind({"cell": cell.name}) for cell in cells]
+    pairs = [parse_training_method_and_kind({"cell": cell.name}) for cell in cells]
     assert pairs == [(method, kind) for method in ("lora", "full") for kind in KINDS]
 
 
 def test_cells_of_the_toy_that_flows_have_its_setting_and_a_kind() -> None:
     cells = make_cells(range(1), ("lora",), ("none", "both"), "toyworld-flow")
-    assert [parse_method_and_kind({"cell": cell.name})[1] for cell in cells] == ["none", "both"]
+    assert [parse_training_method_and_kind({"cell": cell.name})[1] for cell in cells] == [
+        "none",
+        "both",
+    ]
     assert {cell.model for cell in cells} == {"toyworld-flow"}
     assert "train.steps=300" in cells[0].name
 
@@ -38,7 +41,7 @@ def test_kinds_are_compared_where_they_are_as_faithful_and_where_they_took_as_lo
         # A subject that not every kind has is left out.
         ("lora", "images", make_line("x", 1, [0.9, 0.9, 0.9], 0.9)),
     ]
-    results = summarize_cells(lines, class_images_s={"lora": 5.0})
+    results = summarize_by_method_and_kind(lines, class_images_s={"lora": 5.0})
     result = results["methods"]["lora"]
     assert result["subjects"] == [0]
     likeness = result["equal_likeness"]["output"]

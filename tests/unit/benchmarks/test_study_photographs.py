@@ -17,7 +17,7 @@ from benchmarks.study_photographs import (
 from dreambooth_ray.data.masks import read_mask
 from dreambooth_ray.data.photographs import find_photographs as list_photographs
 from dreambooth_ray.toyworld.evaluator import load_evaluator, predict_attributes
-from dreambooth_ray.toyworld.world import random_scene, random_subject, render_image
+from dreambooth_ray.toyworld.world import random_scene_layout, random_subject, render_image
 
 
 def test_one_place_is_the_same_outside_the_subject_and_read_as_that_place(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_photographs_of_every_aspect_hold_the_whole_subject_away_from_the_middle
 
 
 def test_a_mask_is_white_on_the_subject_alone() -> None:
-    subject, scene = random_subject(6), random_scene(6, 1, "snow")
+    subject, scene = random_subject(6), random_scene_layout(6, 1, "snow")
     mask = np.asarray(draw_mask(subject, scene, 64))
     assert 0.1 < (mask > 128).mean() < 0.5
     assert mask[0].max() == 0

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dreambooth_ray.adapters.adapter import read_adapter
-from dreambooth_ray.adapters.layer_adapter import find_layer, sum_deltas
+from dreambooth_ray.adapters.layer_adapter import add_deltas_to_weight, find_layer
 from dreambooth_ray.adapters.layer_table import LayerTable
 from dreambooth_ray.bundles import lycoris
 from dreambooth_ray.bundles.export_formats import export_run
@@ -57,7 +57,7 @@ def test_readers_of_kohyas_files_add_what_peft_adds(
         for layer, own in layers.items():
             module = find_layer(network, layer)
             assert module is not None
-            weight = sum_deltas(module.get_parameter("weight"), [(own, 1.0)])
+            weight = add_deltas_to_weight(module.get_parameter("weight"), [(own, 1.0)])
             torch.testing.assert_close(
                 weight, expected[f"{names[module]}.weight"].detach(), atol=1e-5, rtol=1e-4
             )

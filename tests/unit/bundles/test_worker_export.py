@@ -66,7 +66,7 @@ def test_the_workers_own_files_are_used_and_storage_is_not_read(
 ) -> None:
     for reading in ("sha256", "download"):
         monkeypatch.setattr(Store, reading, None)
-    worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
+    worker_export.try_export_local_checkpoint(job_of(config, run, tiny_model), kept)
     assert is_finished(run)
     written = open_tensors(
         run.local_path(paths.BUNDLE) / "unet" / "diffusion_pytorch_model.safetensors"
@@ -85,7 +85,7 @@ def test_a_checkpoint_that_storage_has_lost_gets_no_bundle(
     config: Config, run: Store, kept: LastLocalCheckpoint, tiny_model: Path, name: str
 ) -> None:
     run.remove(f"{manifest.find_artifact_folder(run, paths.checkpoint(5, lease=1))}/{name}")
-    worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
+    worker_export.try_export_local_checkpoint(job_of(config, run, tiny_model), kept)
     assert not is_finished(run)
 
 
@@ -96,7 +96,7 @@ def test_a_changed_byte_of_the_workers_own_files_is_found(
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
+    worker_export.try_export_local_checkpoint(job_of(config, run, tiny_model), kept)
     assert not is_finished(run)
     assert not run.names(paths.BUNDLE)
 
@@ -105,10 +105,10 @@ def test_what_fails_in_the_worker_is_left_to_who_started_the_run(
     config: Config, run: Store, kept: LastLocalCheckpoint, tiny_model: Path
 ) -> None:
     (kept.scratch.path / "state_dict.safetensors").write_bytes(b"cut off")
-    worker_export.export_in_worker(job_of(config, run, tiny_model), kept)
+    worker_export.try_export_local_checkpoint(job_of(config, run, tiny_model), kept)
     assert not is_finished(run)
     # Another process reads it from storage.
-    worker_export.export_in_worker(job_of(config, run, tiny_model), None)
+    worker_export.try_export_local_checkpoint(job_of(config, run, tiny_model), None)
     assert is_finished(run)
 
 
@@ -124,7 +124,9 @@ def test_two_holders_of_one_checkpoint_write_the_same_bytes(
         }
     )
     for holders_config, local_checkpoint in ((config, kept), (other, None)):
-        worker_export.export_in_worker(job_of(holders_config, run, tiny_model), local_checkpoint)
+        worker_export.try_export_local_checkpoint(
+            job_of(holders_config, run, tiny_model), local_checkpoint
+        )
         folder = run.local_path(paths.BUNDLE)
         bundles.append({p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()})
         shutil.rmtree(folder)
@@ -138,5 +140,5 @@ def test_where_evaluations_choose_the_worker_makes_none(
 ) -> None:
     choice = config.choice.model_copy(update={"rule": "best"})
     job = job_of(config.model_copy(update={"choice": choice}), run, tiny_model)
-    worker_export.export_in_worker(job, kept)
+    worker_export.try_export_local_checkpoint(job, kept)
     assert not is_finished(run)

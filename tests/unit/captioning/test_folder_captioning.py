@@ -15,8 +15,8 @@ from dreambooth_ray.captioning.folder_captioning import (
     insert_required_words,
 )
 from dreambooth_ray.captioning.vision_client import VisionClient
-from dreambooth_ray.data.caption_answers import ANSWERS, read_answers
 from dreambooth_ray.data.caption_words import caption_has_word
+from dreambooth_ray.data.generated_caption_records import ANSWERS, read_generated_caption_records
 from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.quality.caption_checks import check_captions
@@ -53,7 +53,7 @@ def test_captions_are_written_and_read_by_training(
     result = caption_folder(folder, client, ORDER, lambda *numbers: progress.append(numbers))
     assert result == CaptioningResult(dict.fromkeys(("a.png", "b.jpg", "c.png"), CAPTION))
     assert progress == [(1, 3), (2, 3), (3, 3)]
-    photographs = read_subject_photographs(folder, "x", ShapeRule.of_square(16))
+    photographs = read_subject_photographs(folder, "x", ShapeRule.make_square_rule(16))
     assert [photograph.caption for photograph in photographs] == [CAPTION] * 3
     assert check_captions(find_photographs(folder), "sks", "robot") == []
     assert 'Call the robot just "a robot"' in server.prompts[0]
@@ -146,7 +146,7 @@ def test_several_are_asked_for_at_once(
     server.on_question = threading.Barrier(3, timeout=10).wait
     result = caption_folder(folder, client, CaptioningOptions(parallel=3))
     assert len(result.written) == 3
-    assert set(read_answers(folder)) == set(result.written)
+    assert set(read_generated_caption_records(folder)) == set(result.written)
 
 
 def test_photographs_of_one_stem_get_a_caption_each(folder: Path, client: VisionClient) -> None:
@@ -158,7 +158,7 @@ def test_photographs_of_one_stem_get_a_caption_each(folder: Path, client: Vision
 
 def test_a_folder_remembers_who_wrote_its_captions(folder: Path, client: VisionClient) -> None:
     caption_folder(folder, client, ORDER)
-    answer = read_answers(folder)["a.png"]
+    answer = read_generated_caption_records(folder)["a.png"]
     assert answer.photograph_sha256 == hashlib.sha256((folder / "a.png").read_bytes()).hexdigest()
     assert answer.caption_sha256 == hashlib.sha256(CAPTION.encode()).hexdigest()
     assert (answer.api, answer.model, answer.side_px) == (client.api, "eye", 1024)

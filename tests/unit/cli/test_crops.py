@@ -31,7 +31,7 @@ def test_a_sheet_and_the_number_in_each_shape(tmp_path: Path) -> None:
 
 def test_the_frame_is_where_the_cut_was(tmp_path: Path) -> None:
     Image.new("RGB", (512, 256), (0, 200, 0)).save(tmp_path / "a.png")
-    photographs = read_subject_photographs(tmp_path, "x", ShapeRule.of_square(64))
+    photographs = read_subject_photographs(tmp_path, "x", ShapeRule.make_square_rule(64))
     (cell,) = draw_crops(photographs, is_squeezed=False)
     # On a thumbnail of 256 by 128 under a line of text, the middle half.
     middle_row = 16 + 64

@@ -9,7 +9,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from cluster.cluster_registry import ClusterEntry
-from cluster.fleet_jobs import FleetRunJobs, refuse_local_storage
+from cluster.fleet_jobs import RayFleetJobs, refuse_local_storage
 from cluster.fleet_settings import FleetSettings
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.queue.work_queue import WorkQueue
@@ -47,8 +47,8 @@ def client(monkeypatch: pytest.MonkeyPatch) -> PlayedClient:
     return client
 
 
-def open_jobs() -> FleetRunJobs:
-    return FleetRunJobs(ClusterEntry.model_validate({"address": "http://x:8265"}))
+def open_jobs() -> RayFleetJobs:
+    return RayFleetJobs(ClusterEntry.model_validate({"address": "http://x:8265"}))
 
 
 def test_a_storages_fleet_is_started_once_and_again_after_its_end(client: PlayedClient) -> None:

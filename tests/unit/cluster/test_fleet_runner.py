@@ -23,7 +23,7 @@ class PlayedFleetWorker(FleetRunner):
 
     broken = "none"
 
-    def _connect(self, config: object) -> None:
+    def _connect_to_ray(self, config: object) -> None:
         pass
 
     def _run_group(self, group: str, queue: StoredQueue, first: FleetEntry) -> None:

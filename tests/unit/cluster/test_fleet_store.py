@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.fleet_store import FleetStore, parse_lora_rank
+from cluster.fleet_store import FleetStore, parse_group_rank
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.queue.work_records import ended_mark_name
 from tests.unit.cluster.added_subjects import Added
@@ -85,6 +85,6 @@ def test_a_deadline_goes_into_the_record(added: Added) -> None:
 
 def test_where_no_queue_is_that_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no queue of subjects; .* `dreambooth fleet add"):
-        FleetStore(str(tmp_path)).refuse_empty()
+        FleetStore(str(tmp_path)).refuse_empty_storage()
     with pytest.raises(ConfigError, match="queue/fleet/other is no queue of this version"):
-        parse_lora_rank("other")
+        parse_group_rank("other")

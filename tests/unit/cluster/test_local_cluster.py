@@ -64,7 +64,7 @@ def test_a_host_sees_a_checkout_below_the_temporary_folder(
 ) -> None:
     monkeypatch.setattr(namespaces.sys, "prefix", "/tmp/checkout/.venv")
     monkeypatch.setenv("PYTHONPATH", "/opt/code:/tmp/code")
-    shared = namespaces.shared_folders()
+    shared = namespaces.list_required_tmp_folders()
     assert {Path("/tmp/checkout/.venv"), Path("/tmp/code")} <= set(shared)
     assert Path("/opt/code") not in shared
 

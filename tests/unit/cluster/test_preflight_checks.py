@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cluster.cluster_registry import ClusterEntry
-from cluster.preflight_checks import fit_to_cluster, format_findings, run_preflight
+from cluster.preflight_checks import fit_to_gpu_memory, format_findings, run_preflight
 from cluster.preflight_finding import PreflightFinding
 from dreambooth_ray.config.load import load_config, override_config
 from dreambooth_ray.config.schema import Config
@@ -245,13 +245,13 @@ def test_gpus_that_are_too_small_are_found_with_what_would_fit(
 def test_a_run_is_fitted_to_a_clusters_gpus(large_config: Config, head: Server) -> None:
     head.gpus, head.cards = {"GPU": 1.0}, [{"memoryTotal": 4096}]
     lines: list[str] = []
-    assert fit_to_cluster(large_config, make_entry(head), lines.append) is large_config
+    assert fit_to_gpu_memory(large_config, make_entry(head), lines.append) is large_config
     wanted = override_config(large_config, ["memory.fit=true"])
-    fitted = fit_to_cluster(wanted, make_entry(head), lines.append)
+    fitted = fit_to_gpu_memory(wanted, make_entry(head), lines.append)
     assert fatal_keys(run_preflight(fitted, make_entry(head))) == []
     assert "memory.fit: a worker takes about" in lines.pop()
     assert not fitted.memory.fit
-    assert fit_to_cluster(wanted, make_entry(head, autoscaled=True), lines.append) is wanted
+    assert fit_to_gpu_memory(wanted, make_entry(head, autoscaled=True), lines.append) is wanted
 
 
 def test_gpus_of_this_machine_are_looked_at(

@@ -18,7 +18,7 @@ from ray.core.generated.gcs_service_pb2_grpc import (
 )
 
 from cluster import session
-from cluster.session import check_cluster_address, ray_connection
+from cluster.session import check_cluster_is_reachable, ray_connection
 from dreambooth_ray.config.load import load_config
 from dreambooth_ray.config.machines import ClusterConfig
 from dreambooth_ray.errors import ConfigError
@@ -96,20 +96,20 @@ def test_the_address_of_a_jobs_api_is_no_heads(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="Jobs API; give the head as host:6379"):
-        check_cluster_address(ClusterConfig())
+        check_cluster_is_reachable(ClusterConfig())
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port", "ray://host"])
 def test_what_is_no_address_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS=.* is not of the form host:port"):
-        check_cluster_address(ClusterConfig())
+        check_cluster_is_reachable(ClusterConfig())
 
 
 def test_auto_without_a_ray_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "find_local_address", lambda: None)
     with pytest.raises(ConfigError, match=r"cluster\.address='auto': no Ray was started on this"):
-        check_cluster_address(ClusterConfig(address="auto"))
+        check_cluster_is_reachable(ClusterConfig(address="auto"))
 
 
 @pytest.mark.parametrize("form", ["{}", "ray://{}"])
@@ -122,7 +122,7 @@ def test_another_server_at_the_port_is_no_ray(form: str, monkeypatch: pytest.Mon
     address = form.format(f"127.0.0.1:{server.server_port}")
     try:
         with pytest.raises(ConfigError, match="what answers there is no Ray"):
-            check_cluster_address(ClusterConfig(address=address))
+            check_cluster_is_reachable(ClusterConfig(address=address))
     finally:
         server.shutdown()
         server.server_close()
@@ -160,10 +160,10 @@ def test_a_head_is_asked_for_its_versions_and_its_token(head: Head, words: str) 
     cluster = ClusterConfig(address=f"127.0.0.1:{port}")
     try:
         if not words:
-            check_cluster_address(cluster)
+            check_cluster_is_reachable(cluster)
             return
         with pytest.raises(ConfigError, match=f"cluster.address='127.*{words}"):
-            check_cluster_address(cluster)
+            check_cluster_is_reachable(cluster)
     finally:
         server.stop(None)
 

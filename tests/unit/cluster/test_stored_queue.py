@@ -164,7 +164,7 @@ def test_what_was_lost_and_given_back_is_not_begun_twice(stored: Stored) -> None
         # Another process has taken it, could not open its run, which is in use, and gave it back.
         queue._held["a"].work.lease.release()
         other = WorkQueue(stored.store)
-        assert other.recover_abandoned_work(60.0)
+        assert other.requeue_abandoned_work(60.0)
         work = other.claim_next(60.0)
         assert work is not None
         assert other.give_back(work, has_failed=True)
@@ -180,8 +180,8 @@ def test_a_lost_claim_is_said_once(stored: Stored) -> None:
         entry = queue.next()
         assert entry is not None
         stored.store.remove("claims/a")
-        queue._renew()
-        queue._renew()
+        queue._renew_all_claims()
+        queue._renew_all_claims()
         assert len([line for line in stored.lines if "taken it over" in line]) == 1
 
 

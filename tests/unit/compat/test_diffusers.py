@@ -4,7 +4,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, ChromaTransformer2DModel
 
-from dreambooth_ray.compat.diffusers import checkpointed_with_mask, set_component_source
+from dreambooth_ray.compat.diffusers import (
+    passing_mask_to_checkpointed_blocks,
+    set_component_source,
+)
 
 
 def test_a_saved_part_names_no_folder_of_this_machine(tiny_model: Path, tmp_path: Path) -> None:
@@ -36,12 +39,12 @@ def test_checkpointed_blocks_of_chroma_are_masked() -> None:
     (plain,) = transformer(**inputs)
     transformer.enable_gradient_checkpointing()
     assert "_gradient_checkpointing_func" in vars(transformer), "diffusers checkpoints otherwise"
-    with checkpointed_with_mask(transformer, mask):
+    with passing_mask_to_checkpointed_blocks(transformer, mask):
         (checkpointed,) = transformer(**inputs)
     checkpointed.sum().backward()
     assert torch.allclose(plain, checkpointed, atol=1e-6), "diffusers: blocks get other inputs"
     (unmasked,) = transformer(**inputs)
     assert not torch.allclose(plain, unmasked, atol=1e-6), "diffusers masks them by now"
-    with checkpointed_with_mask(transformer, None):
+    with passing_mask_to_checkpointed_blocks(transformer, None):
         (left_alone,) = transformer(**inputs)
     assert torch.equal(left_alone, unmasked)

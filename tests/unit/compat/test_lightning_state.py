@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from dreambooth_ray.compat.lightning_state import (
     build_lightning_checkpoint,
-    read_loop_states,
+    read_trainer_loop_states,
     set_batch_progress,
 )
 
@@ -86,7 +86,7 @@ def test_a_checkpoint_is_made_as_lightning_makes_it(tmp_path: Path) -> None:
     saved = torch.load(tmp_path / "state", weights_only=False)
     optimizer, version = saved["optimizer_states"][0], saved["pytorch-lightning_version"]
     made = build_lightning_checkpoint(
-        read_loop_states(make_trainer(4, 1)), 2, optimizer, {}, version
+        read_trainer_loop_states(make_trainer(4, 1)), 2, optimizer, {}, version
     )
     del saved["state_dict"], saved["lr_schedulers"], made["lr_schedulers"]
     # There is no scheduler here, and it counts its steps.

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from dreambooth_ray.compat.ray_environment import default_environment_variables
+from dreambooth_ray.compat.ray_environment import setting_default_environment_variables
 
 
 def test_settings_of_the_user_go_first_and_all_is_as_it_was_afterwards(
@@ -10,7 +10,7 @@ def test_settings_of_the_user_go_first_and_all_is_as_it_was_afterwards(
 ) -> None:
     monkeypatch.setenv("RAY_CHOSEN", "by the user")
     monkeypatch.delenv("RAY_NEW", raising=False)
-    with default_environment_variables({"RAY_CHOSEN": "by us", "RAY_NEW": "by us"}):
+    with setting_default_environment_variables({"RAY_CHOSEN": "by us", "RAY_NEW": "by us"}):
         assert (os.environ["RAY_CHOSEN"], os.environ["RAY_NEW"]) == ("by the user", "by us")
         # What others set meanwhile is theirs.
         monkeypatch.setenv("OTHER", "1")

@@ -6,8 +6,8 @@ from ray.train import ControllerError, FailureConfig, ScalingConfig, WorkerGroup
 from dreambooth_ray.compat.ray_policies import (
     WORKER_LOST,
     NoAutoscalerPolicy,
-    SelectiveRestartPolicy,
-    worker_failures,
+    RecoverableFailurePolicy,
+    list_worker_errors,
 )
 from tests.unit.compat.private_api import find_private
 
@@ -62,7 +62,7 @@ def test_failed_workers_are_the_runs_business_and_the_rest_is_rays() -> None:
 
     dead, startup = ActorDiedError(), WorkerGroupStartupFailedError("gone")
     restarts = Restarts(1)
-    policy = SelectiveRestartPolicy(create_failure_policy(FailureConfig()), restarts)
+    policy = RecoverableFailurePolicy(create_failure_policy(FailureConfig()), restarts)
     errors = (
         WorkerGroupError("x", {0: dead}), ControllerError(startup), ControllerError(TypeError("x")),
     )  # fmt: skip
@@ -74,5 +74,5 @@ def test_failed_workers_are_the_runs_business_and_the_rest_is_rays() -> None:
 
 def test_only_a_group_of_workers_has_failures_of_workers() -> None:
     bug = ValueError("x")
-    assert worker_failures(WorkerGroupError("x", {0: bug})) == [bug]
-    assert worker_failures(ControllerError(bug)) == []
+    assert list_worker_errors(WorkerGroupError("x", {0: bug})) == [bug]
+    assert list_worker_errors(ControllerError(bug)) == []

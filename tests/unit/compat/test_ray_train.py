@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 from dreambooth_ray.compat import ray_train
-from dreambooth_ray.compat.ray_policies import NoAutoscalerPolicy, SelectiveRestartPolicy
+from dreambooth_ray.compat.ray_policies import NoAutoscalerPolicy, RecoverableFailurePolicy
 from dreambooth_ray.compat.ray_train import Trainer
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.restarts import RestartRecorder
@@ -116,7 +116,7 @@ def policies(
 def test_alone_asks_no_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = policies(monkeypatch, True, 2)
     assert isinstance(settings["scaling_policy"], NoAutoscalerPolicy)
-    assert isinstance(settings["failure_policy"], SelectiveRestartPolicy)
+    assert isinstance(settings["failure_policy"], RecoverableFailurePolicy)
 
 
 @pytest.mark.parametrize(("is_local", "workers"), [(False, 2), (True, (1, 2)), (False, (1, 2))])

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from dreambooth_ray.cli.main import app
 from dreambooth_ray.config.json_schema import Kind, json_schema
-from dreambooth_ray.config.learning_rates import check_rates
+from dreambooth_ray.config.learning_rate_rules import check_rates
 from dreambooth_ray.config.load import dump_config, list_recipe_names, load_config
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.model_directory import check_resolution, model_directory
 
 RECIPES = files("dreambooth_ray") / "recipes"
@@ -48,7 +48,7 @@ def test_recipes_by_memory_go_with_the_published_models(
     config = load_config(name, [*settings, f"model.uri={model}"])
     directory = model_directory(config.model.uri)
     check_resolution(directory, config.train.side_px)
-    check_method(config, directory)
+    check_training_settings(config, directory)
     assert config.train.side_px == {"sd15": 512, "sd21": 768}[name[:4]]
     assert config.train.precision == "bf16-mixed"
     assert config.train.gradient_checkpointing == ("80gb" not in name)

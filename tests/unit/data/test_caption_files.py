@@ -24,7 +24,9 @@ def save(folder: Path, *names: str) -> None:
 def read_captions(folder: Path) -> list[str]:
     return [
         photograph.caption
-        for photograph in read_subject_photographs(folder, "default", ShapeRule.of_square(16))
+        for photograph in read_subject_photographs(
+            folder, "default", ShapeRule.make_square_rule(16)
+        )
     ]
 
 

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth_ray.data.data_sampler import (
-    ImageShapeOccurrences,
+    ShapeOccurrenceCounter,
     group_rows_by_shape,
     growing_set_index,
     shuffled_index,
@@ -49,10 +49,10 @@ def test_rows_of_one_shape_are_a_run_of_the_batch(share: int, world: int, rank: 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
 def test_turns_of_a_shape_count_from_its_first(shapes: list[int]) -> None:
-    turns = ImageShapeOccurrences(shapes.__getitem__, len(shapes))
+    turns = ShapeOccurrenceCounter(shapes.__getitem__, len(shapes))
     for shape in set(shapes):
         positions = [position for position, other in enumerate(shapes) if other == shape]
-        assert [turns.count_earlier(position) for position in positions] == list(
+        assert [turns.count_earlier_same_shape(position) for position in positions] == list(
             range(len(positions))
         )
         assert turns.totals[shape] == len(positions)

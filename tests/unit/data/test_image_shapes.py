@@ -42,25 +42,25 @@ def test_shapes_are_no_larger_than_the_square_that_is_one_of_them(
 def test_a_bucket_is_of_the_nearest_aspect(width: int, height: int) -> None:
     assume(0.45 < width / height < 2.2)
     rule = make_rule()
-    (shape,) = rule.choose_shapes((width, height), "x")
+    (shape,) = rule.choose_shape_per_resolution((width, height), "x")
     distance = abs(math.log(shape.width * height / (shape.height * width)))
     others = list_bucket_shapes(512, 64, 2.0)
     assert distance == min(abs(math.log(s.width * height / (s.height * width))) for s in others)
-    (lying,) = rule.choose_shapes((height, width), "x")
+    (lying,) = rule.choose_shape_per_resolution((height, width), "x")
     assert lying == (shape.height, shape.width)
 
 
 def test_each_resolution_has_a_shape_and_without_buckets_they_are_squares() -> None:
     rule = make_rule(resolution=(768, 512))
-    assert rule.choose_shapes((1600, 1200), "x") == ((576, 448), (896, 640))
+    assert rule.choose_shape_per_resolution((1600, 1200), "x") == ((576, 448), (896, 640))
     squares = make_rule(resolution=(768, 512), buckets=False)
-    assert squares.choose_shapes((1600, 40), "x") == ((512, 512), (768, 768))
+    assert squares.choose_shape_per_resolution((1600, 40), "x") == ((512, 512), (768, 768))
 
 
 @pytest.mark.parametrize("size", [(40, 4000), (4000, 40), (1400, 300)])
 def test_a_photograph_that_no_bucket_fits_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(DataError, match=r"a\.png is \d+x\d+ px.*bucket.*bucket_max_aspect=2"):
-        make_rule().choose_shapes(size, "a.png")
+        make_rule().choose_shape_per_resolution(size, "a.png")
 
 
 def test_a_line_of_pixels_is_refused(tmp_path: Path) -> None:
@@ -70,15 +70,15 @@ def test_a_line_of_pixels_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_photograph_is_enlarged_to_its_double_at_most() -> None:
-    assert make_rule().choose_shapes((256, 256), "x") == ((512, 512),)
+    assert make_rule().choose_shape_per_resolution((256, 256), "x") == ((512, 512),)
     with pytest.raises(DataError, match=r"enlarged 2\.0 times .*lower train\.resolution=512"):
-        make_rule().choose_shapes((255, 255), "x")
+        make_rule().choose_shape_per_resolution((255, 255), "x")
 
 
 def test_the_middle_or_all_of_a_photograph_is_seen() -> None:
     image = Image.new("RGB", (60, 20), (0, 0, 0))
     image.paste((255, 255, 255), (20, 0, 40, 20))
-    cut = ShapeRule.of_square(10).cut(image, ImageShape(10, 10))
+    cut = ShapeRule.make_square_rule(10).cut(image, ImageShape(10, 10))
     assert all(low > 230 for low, _ in cut.image.getextrema())
     assert (cut.left, cut.top) == (10, 0)
     squeezed = make_rule(crop="none").cut(image, ImageShape(24, 10))
@@ -133,4 +133,4 @@ def test_a_step_that_leaves_buckets_is_advised(
 ) -> None:
     rule = make_rule(resolution=side_px, bucket_step_px=step_px, bucket_max_aspect=max_aspect)
     with pytest.raises(ConfigError, match=re.escape(advice)):
-        rule.choose_shapes((300, 200), "a.png")
+        rule.choose_shape_per_resolution((300, 200), "a.png")

@@ -13,7 +13,11 @@ from dreambooth_ray.data.masks import find_mask, read_mask
 from dreambooth_ray.data.photographs import find_photographs
 from dreambooth_ray.data.remote_images import fetch_photographs_folder, upload_photographs
 from dreambooth_ray.data.run_inputs import record_photographs
-from dreambooth_ray.data.subject import Photograph, check_masks, read_configured_photographs
+from dreambooth_ray.data.subject import (
+    Photograph,
+    find_mask_warnings,
+    read_photographs_for_subject_config,
+)
 from dreambooth_ray.errors import DataError
 from dreambooth_ray.storage.store import Store
 
@@ -41,7 +45,7 @@ def read(folder: Path, *overrides: str) -> tuple[Config, list[Photograph]]:
         f"subject: {{photos: {folder}, class_noun: dog}}", "x",
         ["train.resolution=64", "train.mask_background=0.25", *overrides],
     )  # fmt: skip
-    return config, read_configured_photographs(config, config.subject)
+    return config, read_photographs_for_subject_config(config, config.subject)
 
 
 @pytest.mark.parametrize(
@@ -116,15 +120,15 @@ def test_a_mask_outside_the_cut_is_refused(folder: Path) -> None:
 
 def test_what_is_doubtful_is_said(folder: Path) -> None:
     with pytest.raises(DataError, match=r"mask_background=0\.25 and no photograph .* has a mask"):
-        check_masks(*read(folder))
+        find_mask_warnings(*read(folder))
     make_mask().save(folder / "a.mask.png")
     make_mask().save(folder / "z.mask.png")
     Image.new("RGB", (120, 90)).save(folder / "b.png")
-    assert check_masks(*read(folder)) == [
+    assert find_mask_warnings(*read(folder)) == [
         "z.mask.png is the mask of no photograph",
         "b.png: without a mask, all of it counts as the subject",
     ]
-    assert check_masks(*read(folder, "train.mask_background=null"))[1].startswith(
+    assert find_mask_warnings(*read(folder, "train.mask_background=null"))[1].startswith(
         "masks are not used, a.mask.png for one"
     )
 
@@ -169,7 +173,7 @@ def test_a_mask_is_found_whatever_the_case_of_its_name(folder: Path) -> None:
     make_mask().save(folder / "A.Mask.PNG", "PNG")
     config, (photograph,) = read(folder)
     assert photograph.mask is not None
-    assert check_masks(config, [photograph]) == []
+    assert find_mask_warnings(config, [photograph]) == []
     other = folder / "a.mask.png"
     make_mask().save(other)
     assert find_mask(folder / "a.png") == other
@@ -180,7 +184,7 @@ def test_a_photograph_may_have_the_longest_name_that_there_is(folder: Path) -> N
     config, photographs = read(folder)
     assert photographs[0].mask is None
     with pytest.raises(DataError, match="no photograph"):
-        check_masks(config, photographs)
+        find_mask_warnings(config, photographs)
 
 
 def test_grey_of_sixteen_bits_is_read_as_of_eight(folder: Path) -> None:
@@ -196,7 +200,7 @@ def test_a_mask_of_another_format_is_named(folder: Path) -> None:
     make_mask().save(folder / "a.mask.png")
     make_mask().convert("RGB").save(folder / "b.mask.jpg")
     config, photographs = read(folder)
-    assert check_masks(config, photographs)[0] == (
+    assert find_mask_warnings(config, photographs)[0] == (
         "b.mask.jpg is taken for a photograph; the name of a mask ends in .mask.png"
     )
 

@@ -19,9 +19,9 @@ def test_uploaded_photographs_come_back_as_they_were(photos: Path, storage: Stor
     uri = upload_photographs(photos, storage)
     assert upload_photographs(photos, storage) == uri
     downloaded = read_subject_photographs(
-        fetch_photographs_folder(uri), "x", ShapeRule.of_square(32)
+        fetch_photographs_folder(uri), "x", ShapeRule.make_square_rule(32)
     )
-    originals = read_subject_photographs(photos, "x", ShapeRule.of_square(32))
+    originals = read_subject_photographs(photos, "x", ShapeRule.make_square_rule(32))
     assert [p.image.tobytes() for p in downloaded] == [p.image.tobytes() for p in originals]
     assert [p.captions for p in downloaded] == [p.captions for p in originals]
 

@@ -8,7 +8,7 @@ from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.subject import (
     check_identifier_use,
     identifier_warning,
-    read_configured_photographs,
+    read_photographs_for_subject_config,
     read_subject_photographs,
 )
 from dreambooth_ray.errors import DataError
@@ -19,7 +19,7 @@ def test_captions_beside_photographs_are_used(tmp_path: Path) -> None:
         Image.new("RGB", (40, 30)).save(tmp_path / name)
     (tmp_path / "b.txt").write_text("  a sks dog\n at sea ")
     (tmp_path / "c.txt").write_text("\n")
-    read = read_subject_photographs(tmp_path, "a sks dog", ShapeRule.of_square(16))
+    read = read_subject_photographs(tmp_path, "a sks dog", ShapeRule.make_square_rule(16))
     assert [p.caption for p in read] == ["a sks dog", "a sks dog at sea", "a sks dog"]
     assert {p.image.size for p in read} == {(16, 16)}
 
@@ -28,7 +28,7 @@ def test_a_caption_that_is_no_text_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"a\.txt is not UTF-8"):
-        read_subject_photographs(tmp_path, "x", ShapeRule.of_square(16))
+        read_subject_photographs(tmp_path, "x", ShapeRule.make_square_rule(16))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_captions_without_the_identifier_are_named(
         ["train.resolution=16", *overrides],
     )
     found = check_identifier_use(
-        config, config.subject, read_configured_photographs(config, config.subject)
+        config, config.subject, read_photographs_for_subject_config(config, config.subject)
     )
     assert [text.startswith(start) for text, start in zip(found, doubts, strict=True)] == [
         True
@@ -86,6 +86,6 @@ def test_a_word_that_no_caption_has_can_not_be_learnt(tmp_path: Path) -> None:
         "x",
         ["train.resolution=16", "identifier.kind=learned"],
     )
-    photographs = read_configured_photographs(config, config.subject)
+    photographs = read_photographs_for_subject_config(config, config.subject)
     with pytest.raises(DataError, match=r"no caption .* has the word <sks> \(a\.png for one"):
         check_identifier_use(config, config.subject, photographs)

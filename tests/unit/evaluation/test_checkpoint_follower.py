@@ -9,20 +9,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dreambooth_ray.config.checkpoint_choice import ChoiceConfig
 from dreambooth_ray.config.machines import ClusterConfig, CountRange
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.evaluation.actor_resources import has_room_beside
+from dreambooth_ray.evaluation.actor_resources import has_spare_cluster_device
 from dreambooth_ray.evaluation.checkpoint_follower import (
     CheckpointFollower,
     plot_run_front,
     read_scored_checkpoints,
     select_checkpoint,
 )
+from dreambooth_ray.evaluation.fidelity_drift_plot import plot_pareto_front
 from dreambooth_ray.evaluation.pareto_front import ScoredCheckpoint
-from dreambooth_ray.evaluation.pareto_plot import plot_pareto_front
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint import download, retention
-from dreambooth_ray.training.checkpoint_selection import (
-    CheckpointSelection,
+from dreambooth_ray.training.evaluation_decision import (
+    EvaluationDecision,
     find_protected_steps,
     read_selection,
 )
@@ -61,7 +61,7 @@ def test_every_checkpoint_is_evaluated_once_and_the_best_outlives_rotation(tmp_p
             commit(run, step, tmp_path)
     assert evaluator.steps == [5, 10, 15]
     selection = read_selection(run)
-    assert selection == CheckpointSelection(10, (5, 10, 15), True)
+    assert selection == EvaluationDecision(10, (5, 10, 15), True)
     protected_steps = find_protected_steps(retention.committed_steps(run), selection)
     retention.rotate_checkpoints(run, 1, protected_steps=protected_steps)
     assert retention.committed_steps(run) == [10, 15]
@@ -102,7 +102,7 @@ def test_rotation_waits_for_the_evaluation(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "run"))
     for step in TRUTH:
         commit(run, step, tmp_path)
-    selection = CheckpointSelection(5, (5, 10))
+    selection = EvaluationDecision(5, (5, 10))
     protected_steps = find_protected_steps(retention.committed_steps(run), selection)
     retention.rotate_checkpoints(run, 1, protected_steps=protected_steps)
     assert retention.committed_steps(run) == [5, 15]
@@ -134,14 +134,14 @@ def test_an_evaluation_that_fails_once_is_made_up_for_and_holds_up_no_other(tmp_
         for step in TRUTH:
             commit(run, step, tmp_path)
     assert steps == [5, 10, 15, 5]
-    assert read_selection(run) == CheckpointSelection(10, (5, 10, 15), True)
+    assert read_selection(run) == EvaluationDecision(10, (5, 10, 15), True)
 
 
 def test_a_selection_follows_from_the_evaluations() -> None:
     points = [ScoredCheckpoint(step, *numbers) for step, numbers in TRUTH.items()]
-    assert select_checkpoint(points, CHOICE) == CheckpointSelection(10, (5, 10, 15), True)
-    assert select_checkpoint(points[:2], CHOICE) == CheckpointSelection(10, (5, 10), False)
-    assert select_checkpoint([], CHOICE) == CheckpointSelection()
+    assert select_checkpoint(points, CHOICE) == EvaluationDecision(10, (5, 10, 15), True)
+    assert select_checkpoint(points[:2], CHOICE) == EvaluationDecision(10, (5, 10), False)
+    assert select_checkpoint([], CHOICE) == EvaluationDecision()
 
 
 def test_scores_are_read_back_and_a_run_without_them_has_no_plot(tmp_path: Path) -> None:
@@ -177,7 +177,9 @@ def test_nothing_is_evaluated_with_what_the_training_waits_for(tmp_path: Path) -
 def test_room_beside_a_training_is_more_than_its_workers_take() -> None:
     for workers, num_gpus, has_room in ((1, 1, False), (1, 2, True), (4, 4, False), (4, 5, True)):
         cluster = ClusterConfig(workers=workers, gpus=True)
-        assert has_room_beside(cluster, {"CPU": 64.0, "GPU": num_gpus}) == has_room
+        assert has_spare_cluster_device(cluster, {"CPU": 64.0, "GPU": num_gpus}) == has_room
         cluster = ClusterConfig(workers=workers)
-        assert has_room_beside(cluster, {"CPU": num_gpus}) == has_room
-    assert not has_room_beside(ClusterConfig(workers=CountRange(min=1, max=4)), {"CPU": 4.0})
+        assert has_spare_cluster_device(cluster, {"CPU": num_gpus}) == has_room
+    assert not has_spare_cluster_device(
+        ClusterConfig(workers=CountRange(min=1, max=4)), {"CPU": 4.0}
+    )

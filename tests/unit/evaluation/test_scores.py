@@ -8,7 +8,7 @@ from dreambooth_ray.evaluation.evaluation_report import render_evaluation_page
 from dreambooth_ray.evaluation.protocol import EvaluationPrompt, EvaluationSpec, load_protocol
 from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.world import (
-    random_scene,
+    random_scene_layout,
     random_subject,
     render_image,
     render_photographs,
@@ -89,8 +89,14 @@ def test_the_toy_world_knows_the_truth_of_its_own_renders() -> None:
         EvaluationPrompt("other", "a car", "a car", 4),
         EvaluationPrompt("other", "a fish", "a fish", 5),
     ]
-    in_snow = render_image(subject, random_scene(1, 0, "snow"))
-    images = [in_snow, in_snow, in_snow, in_snow, *[render_image(other, random_scene(1, 1))] * 2]
+    in_snow = render_image(subject, random_scene_layout(1, 0, "snow"))
+    images = [
+        in_snow,
+        in_snow,
+        in_snow,
+        in_snow,
+        *[render_image(other, random_scene_layout(1, 1))] * 2,
+    ]
     toy_scores = scores.compute_toy_scores(
         prompts, images, render_photographs(subject, 1, 2, 64), load_evaluator()
     )

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from dreambooth_ray.cli.main import app
 from dreambooth_ray.errors import ConfigError, StorageError
-from dreambooth_ray.evaluation.segmentation import MaskProposals, Segmenter
+from dreambooth_ray.evaluation.segmentation import MaskProposer, Segmenter
 from tests.hub_server import HubServer, read_folder
 
 BOX = (96, 64, 192, 160)
@@ -207,7 +207,7 @@ def test_proposals_are_shown_and_written_only_when_asked(
 
 
 def test_a_mask_that_comes_meanwhile_stays(dogs: Path, photos: Path) -> None:
-    proposals = MaskProposals(Segmenter(str(dogs), "dog"), writes=True)
+    proposals = MaskProposer(Segmenter(str(dogs), "dog"), writes=True)
     (photos / "a.mask.png").write_bytes(b"somebody's")
     proposals.propose(photos / "a.png", make_photograph())
     assert proposals.outcomes["a.png"].endswith("a.mask.png is there and stays")
@@ -217,7 +217,7 @@ def test_a_mask_that_comes_meanwhile_stays(dogs: Path, photos: Path) -> None:
 
 
 def test_an_inverted_proposal_is_none(dogs: Path, photos: Path) -> None:
-    proposals = MaskProposals(Segmenter(str(dogs), "wall"), writes=True)
+    proposals = MaskProposer(Segmenter(str(dogs), "wall"), writes=True)
     assert proposals.propose(photos / "a.png", make_photograph()) is None
     assert proposals.outcomes["a.png"].startswith("not proposed: it looks inverted")
     assert not (photos / "a.mask.png").exists()

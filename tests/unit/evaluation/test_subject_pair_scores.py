@@ -9,7 +9,7 @@ from dreambooth_ray.evaluation.subject_pair_scores import (
     SubjectPairScores,
     crop_image_parts,
     list_image_cuts,
-    score_subject_pair,
+    score_pair_likeness_and_bleed,
 )
 from dreambooth_ray.toyworld.world import Subject, random_subject, render_photographs
 
@@ -36,7 +36,9 @@ def score(images: list[Image.Image], alone: tuple[Subject, Subject]) -> SubjectP
         for s in alone
         for image in render_photographs(s, 50, 4)
     ]
-    return score_subject_pair((own[0], own[1]), (single[0], single[1]), parts, alone_parts)
+    return score_pair_likeness_and_bleed(
+        (own[0], own[1]), (single[0], single[1]), parts, alone_parts
+    )
 
 
 def test_two_subjects_that_are_themselves_do_not_bleed() -> None:
@@ -62,7 +64,9 @@ def test_the_numbers_are_those_of_their_definition() -> None:
     mixed = torch.tensor([[0.6, 0.8, 0.0]])
     filler = torch.eye(3)[2:].expand(len(list_image_cuts(8, 8)) * 2 - 2, 3)
     parts, one_alone = torch.cat([mixed, first, filler]), torch.cat([first, filler[:1], filler])
-    scores = score_subject_pair((first, second), (first, mixed), [parts, one_alone], [one_alone])
+    scores = score_pair_likeness_and_bleed(
+        (first, second), (first, mixed), [parts, one_alone], [one_alone]
+    )
     assert scores == SubjectPairScores(
         likeness=(1.0, 0.4), bleed=(0.0, 0.3), alone_likeness=(1.0, 0.8), alone_bleed=(0.0, 0.6),
         both=0.5,

@@ -5,7 +5,7 @@ import torch
 
 from dreambooth_ray.evaluation.toyscore import (
     attribute_prompts,
-    read_folder_attributes,
+    predict_folder_attributes,
     self_similarity,
     subject_fidelity,
 )
@@ -44,7 +44,7 @@ def test_a_subjects_own_photographs_are_like_each_other_and_unlike_anothers() ->
 
 
 def test_a_folder_is_read_image_by_image(photos: Path) -> None:
-    report = read_folder_attributes(photos, load_evaluator())
+    report = predict_folder_attributes(photos, load_evaluator())
     rows = report["pictures"]
     assert isinstance(rows, list)
     assert [r["class"] for r in rows] == ["robot"] * 3

@@ -16,7 +16,7 @@ from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.fence import RunHistory
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.checkpoint.retention import committed_steps
-from dreambooth_ray.training.checkpoint_selection import read_early_end_step, read_selection
+from dreambooth_ray.training.evaluation_decision import read_early_end_step, read_selection
 from dreambooth_ray.training.worker_job import WorkerJob
 from dreambooth_ray.training.worker_messages import read_new_messages
 from tests.unit.evaluation.test_checkpoint_evaluator import PROTOCOL

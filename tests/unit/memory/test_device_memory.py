@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ray.memory.device_memory import RESERVED_BYTES, read_gpu_memory, usable_bytes
+from dreambooth_ray.memory.device_memory import RESERVED_BYTES, list_gpu_total_bytes, usable_bytes
 from tests.nvidia_smi import install_nvidia_smi
 
 CARDS = ("0, GPU-aa11, 24576", "1, GPU-bb22, 8192", "2, GPU-cc33, [N/A]")
@@ -13,7 +13,7 @@ def test_cards_are_read_from_the_drivers_tool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_nvidia_smi(tmp_path / "bin", monkeypatch, *CARDS)
-    assert read_gpu_memory() == [24576 * MIB, 8192 * MIB]
+    assert list_gpu_total_bytes() == [24576 * MIB, 8192 * MIB]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_cards_that_are_hidden_do_not_count(
 ) -> None:
     install_nvidia_smi(tmp_path / "bin", monkeypatch, *CARDS)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert read_gpu_memory() == [size * MIB for size in mebibytes]
+    assert list_gpu_total_bytes() == [size * MIB for size in mebibytes]
 
 
 # `nvidia-smi -L` on a card that is cut into instances, after NVIDIA's guide to MIG.
@@ -45,7 +45,7 @@ def test_an_instance_of_a_card_has_the_memory_of_its_profile(
 ) -> None:
     install_nvidia_smi(tmp_path / "bin", monkeypatch, *INSTANCES)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert read_gpu_memory() == [size * 10**9 for size in gigabytes]
+    assert list_gpu_total_bytes() == [size * 10**9 for size in gigabytes]
 
 
 def test_no_tool_and_a_tool_that_fails_are_no_card(
@@ -53,9 +53,9 @@ def test_no_tool_and_a_tool_that_fails_are_no_card(
 ) -> None:
     install_nvidia_smi(tmp_path / "bin", monkeypatch)
     (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho no driver\nexit 9\n")
-    assert read_gpu_memory() == []
+    assert list_gpu_total_bytes() == []
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert read_gpu_memory() == []
+    assert list_gpu_total_bytes() == []
 
 
 def test_cudas_own_share_is_left_out() -> None:

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.memory.fake_step import count_step
-from dreambooth_ray.memory.training_memory import images_per_worker
+from dreambooth_ray.memory.training_memory import count_worker_batch_images
 from dreambooth_ray.models.activation_checkpointing import checkpoint_activations
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.precision import autocast_dtype, cast_frozen_layers
@@ -55,7 +55,7 @@ def measure_peak(config: Config, directory: Path) -> int:
         w for m in (parts.unet, parts.text_encoder) for w in m.parameters() if w.requires_grad
     ]
     optimizer = AdamW(trained, lr=1e-6, fused=True)
-    batch, dtype = images_per_worker(config), autocast_dtype(config.train.precision)
+    batch, dtype = count_worker_batch_images(config), autocast_dtype(config.train.precision)
     side = config.train.side_px // parts.latent_factor
     length = parts.text_encoder.config.max_position_embeddings
     width = parts.text_encoder.config.hidden_size
@@ -100,7 +100,7 @@ def test_the_predicted_peak_is_what_the_allocator_gives_out(
     method: str, precision: str, checkpointing: str, toy_model: Path
 ) -> None:
     config = make_config(method, precision, checkpointing)
-    predicted = count_step(config, toy_model, images_per_worker(config))["with_gradients"]
+    predicted = count_step(config, toy_model, count_worker_batch_images(config))["with_gradients"]
     measured = measure_peak(config, toy_model)
     print(f"predicted {predicted / 2**20:.1f} MiB, measured {measured / 2**20:.1f} MiB")
     assert predicted == pytest.approx(measured, rel=0.15)

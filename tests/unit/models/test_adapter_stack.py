@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from dreambooth_ray.config.adapters import LoraConfig
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import lora
-from dreambooth_ray.models.adapter_stack import AdapterStack, copy_for_adapters, make_adapter
+from dreambooth_ray.models.adapter_stack import (
+    TrainingAdapterStack,
+    copy_network_without_memory,
+    make_adapter,
+)
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.stacked_layers import StackedLayer
+from dreambooth_ray.models.slot_adapter_layers import StackedLayer
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.2")
 CONVOLUTIONS = ("conv1", "conv2", "downsamplers.0.conv", "conv_shortcut", "to_q")
@@ -57,10 +61,10 @@ def make_random_adapters(
 
 def stack_adapters(
     unet: Any, targets: tuple[str, ...], configs: list[LoraConfig], num_slots: int
-) -> tuple[Any, AdapterStack]:
+) -> tuple[Any, TrainingAdapterStack]:
     widest = max(configs, key=lambda config: config.rank)
     network = copy.deepcopy(unet)
-    return network, AdapterStack(network, make_adapter(unet, widest, targets, 0), num_slots)
+    return network, TrainingAdapterStack(network, make_adapter(unet, widest, targets, 0), num_slots)
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
@@ -78,7 +82,7 @@ def test_each_slot_computes_and_learns_as_peft_does(
     inputs = make_inputs(unet, len(stack))
     output = run(network, inputs)
     output[: NUM_ROWS * len(RANKS)].square().sum().backward()
-    stack.collect_gradients()
+    stack.gather_layer_gradients()
     for slot, (config, (alone, weights)) in enumerate(zip(configs, adapted, strict=True)):
         rows = slice(NUM_ROWS * slot, NUM_ROWS * (slot + 1))
         expected = run(alone, tuple(x[rows] for x in inputs))
@@ -103,7 +107,7 @@ def test_padding_has_no_gradient(unet: Any, dora: bool) -> None:
     for slot, (config, (_, weights)) in enumerate(zip(configs, adapted, strict=True)):
         stack.set_slot_adapter(slot, config, weights)
     run(network, make_inputs(unet, 2)).square().sum().backward()
-    stack.collect_gradients()
+    stack.gather_layer_gradients()
     padding = stack.gradients[0].clone()
     stack.fill_adapter_row(
         padding, 2, {n: torch.zeros(()) for n in stack.view_adapter_row(padding, 2)}
@@ -115,17 +119,17 @@ def test_padding_has_no_gradient(unet: Any, dora: bool) -> None:
     assert not stack.weights[0][used == 0].any()
 
 
-def poison(stack: AdapterStack) -> None:
+def poison(stack: TrainingAdapterStack) -> None:
     stack.weights[1].fill_(float("nan"))
 
 
-def leave(stack: AdapterStack) -> None:
+def leave(stack: TrainingAdapterStack) -> None:
     stack.clear_slot_adapter(1)
 
 
 @pytest.mark.parametrize("change", [poison, leave])
 def test_what_becomes_of_a_neighbour_changes_no_bit(
-    unet: Any, change: Callable[[AdapterStack], None]
+    unet: Any, change: Callable[[TrainingAdapterStack], None]
 ) -> None:
     configs = [LoraConfig(rank=2)] * 3
     network, stack = stack_adapters(unet, CONVOLUTIONS, configs, 3)
@@ -136,7 +140,7 @@ def test_what_becomes_of_a_neighbour_changes_no_bit(
     for _ in range(2):
         output = run(network, make_inputs(unet, 3))
         output.square().sum().backward()
-        stack.collect_gradients()
+        stack.gather_layer_gradients()
         results.append((output.detach()[[0, 1, 4, 5]], stack.gradients[[0, 2]].clone()))
         change(stack)
     assert torch.equal(results[0][0], results[1][0])
@@ -155,7 +159,7 @@ def test_a_new_adapter_is_the_one_that_a_run_alone_begins_with(unet: Any, dora: 
 
 
 def test_a_copy_for_adapters_takes_no_memory(unet: Any) -> None:
-    empty, shared = (copy_for_adapters(unet, shares_weights=s) for s in (False, True))
+    empty, shared = (copy_network_without_memory(unet, shares_weights=s) for s in (False, True))
     assert all(p.untyped_storage().nbytes() == 4 for p in empty.parameters())
     assert {p.data_ptr() for p in shared.parameters()} == {p.data_ptr() for p in unet.parameters()}
 
@@ -167,7 +171,7 @@ def test_layers_that_no_stack_can_be_made_of_are_refused(unet: Any) -> None:
         "0.lora_B.default.weight": torch.zeros(4, 2, 1, 1),
     }
     with pytest.raises(ConfigError, match=r"train\.lora: 0 \(Conv2d\)"):
-        AdapterStack(network, weights, 2)
+        TrainingAdapterStack(network, weights, 2)
 
 
 def test_the_networks_own_weights_stay_as_they_are(unet: Any) -> None:

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components, load_pipeline
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.model_directory import model_directory
 from tests.published_models import CONFIGS, SDXL
 
@@ -57,7 +57,7 @@ def test_an_inpainting_model_is_sampled_and_not_trained(sd15_inpainting: Path) -
         "subject: {photos: p, class_noun: dog}", "x", [f"model.uri={sd15_inpainting}"]
     )
     with pytest.raises(ConfigError, match=r"model\.uri=.*inpainting model.*9 channels"):
-        check_method(config, model_directory(config.model.uri))
+        check_training_settings(config, model_directory(config.model.uri))
 
 
 Damage = Callable[[Path], object]

@@ -10,7 +10,7 @@ from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.families.stable_diffusion import FAMILY
 from dreambooth_ray.models.model_directory import (
     check_resolution,
-    has_model_hash,
+    has_matching_hash,
     model_directory,
     model_hash,
 )
@@ -94,8 +94,8 @@ def test_a_hash_over_all_files_is_still_the_models(other_model: Path, tmp_path: 
         digest.update(path.relative_to(directory).as_posix().encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     assert digest.hexdigest() != model_hash(directory)
-    assert has_model_hash(directory, digest.hexdigest())
-    assert not has_model_hash(directory, "0" * 64)
+    assert has_matching_hash(directory, digest.hexdigest())
+    assert not has_matching_hash(directory, "0" * 64)
 
 
 def test_shards_are_hashed_by_their_index(other_model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import Components, load_components, load_pipeline
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.model_directory import model_hash
 from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.sampling.engine import Engine
@@ -125,6 +125,6 @@ def test_a_directory_of_the_bundle_has_the_word(
 
 
 def test_a_word_of_either_vocabulary_is_refused(directory: Path) -> None:
-    check_method(config_of(), directory)
+    check_training_settings(config_of(), directory)
     with pytest.raises(ConfigError, match="a word of the model already"):
-        check_method(config_of("subject.identifier=<|endoftext|>"), directory)
+        check_training_settings(config_of("subject.identifier=<|endoftext|>"), directory)

@@ -156,6 +156,6 @@ def test_of_two_that_make_a_folder_at_once_the_first_ones_stays(tmp_path: Path) 
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text("first")
 
-    model_location._make_folder(folder, write_as_the_later)
+    model_location._make_folder_atomically(folder, write_as_the_later)
     assert (folder / "config.json").read_text() == "first"
     assert [path.name for path in folder.parent.iterdir()] == ["key"]

@@ -109,7 +109,7 @@ def test_encoders_that_can_t_be_trained_are_computed_with_in_half(
 
 def test_a_network_that_a_gpu_has_no_room_for_stays_on_the_host() -> None:
     network, gpu = torch.nn.Linear(256, 1024, bias=False), torch.device("cuda")
-    assert precision.choose_device(network, CPU) == CPU
+    assert precision.choose_fitting_device(network, CPU) == CPU
     for free_bytes, device in ((2**21, gpu), (2**20, CPU)):
         with patch.object(torch.cuda, "mem_get_info", return_value=(free_bytes, 2**30)):
-            assert precision.choose_device(network, gpu) == device
+            assert precision.choose_fitting_device(network, gpu) == device

@@ -11,7 +11,7 @@ from torch import Tensor
 from dreambooth_ray.bundles import ldm
 from dreambooth_ray.bundles.export_formats import export_run
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.clip_vocabulary import make_clip_vocabulary
+from dreambooth_ray.models.clip_tokenizer_files import make_clip_tokenizer_files
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.families.stable_diffusion import FAMILY
 from dreambooth_ray.models.part_configs import read_part_config
@@ -182,7 +182,7 @@ def test_half_precision_and_other_programs_files_load(tmp_path: Path, toy_model:
 @pytest.mark.skipif("MODEL_CONFIGS_DIR" not in os.environ, reason="MODEL_CONFIGS_DIR is not set")
 def test_the_vocabulary_is_the_published_one() -> None:
     folder = Path(os.environ["MODEL_CONFIGS_DIR"]) / SD15 / "tokenizer"
-    vocabulary = make_clip_vocabulary()
+    vocabulary = make_clip_tokenizer_files()
     assert vocabulary["tokenizer/merges.txt"] == (folder / "merges.txt").read_text("utf-8")
     words = json.loads(vocabulary["tokenizer/vocab.json"])
     assert words == json.loads((folder / "vocab.json").read_text("utf-8"))

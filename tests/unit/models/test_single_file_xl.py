@@ -11,8 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from dreambooth_ray.bundles import ldm
 from dreambooth_ray.models.single_file import (
     METADATA_KEY,
-    list_small_files,
     read_single_file,
+    read_small_files,
     write_directory,
 )
 from dreambooth_ray.models.single_file_names import (
@@ -67,7 +67,7 @@ def test_a_tiny_one_is_read_back_bit_by_bit(tmp_path: Path) -> None:
             for name, weight in load_file(path).items()
             if not name.endswith("position_ids")
         }
-    metadata = {METADATA_KEY: json.dumps(list_small_files(directory))}
+    metadata = {METADATA_KEY: json.dumps(read_small_files(directory))}
     weights = {name: weight.contiguous() for name, weight in convert(parts).items()}
     save_file(weights, tmp_path / "xl.safetensors", metadata)
     write_directory(read_single_file(tmp_path / "xl.safetensors"), tmp_path / "back")
@@ -76,5 +76,5 @@ def test_a_tiny_one_is_read_back_bit_by_bit(tmp_path: Path) -> None:
         read = {k.removeprefix("text_model."): v for k, v in load_file(path).items()}
         assert read.keys() == expected.keys(), part
         assert all(torch.equal(weight, read[name]) for name, weight in expected.items()), part
-    for name, text in list_small_files(directory).items():
+    for name, text in read_small_files(directory).items():
         assert (tmp_path / "back" / name).read_text() == text

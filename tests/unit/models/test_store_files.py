@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_ray.errors import CheckpointError
-from dreambooth_ray.models.remote_files import download_model
+from dreambooth_ray.models.remote_model_files import download_model
 from dreambooth_ray.models.store_files import BundleFiles, open_store_model
 from dreambooth_ray.storage.manifest import upload_folder_with_manifest
 from dreambooth_ray.storage.store import Store

@@ -9,7 +9,7 @@ from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.models.tensor_files import (
     TensorSource,
     VerifiedTensors,
-    list_tensor_sources,
+    choose_tensor_sources,
     open_tensors,
     write_tensors,
 )
@@ -32,12 +32,12 @@ def test_a_file_is_byte_for_byte_safetensors_own(
     tmp_path: Path, metadata: dict[str, str] | None
 ) -> None:
     save_file(TENSORS, tmp_path / "theirs", metadata=metadata)
-    write_tensors(tmp_path / "ours", list_tensor_sources(TENSORS), metadata)
+    write_tensors(tmp_path / "ours", choose_tensor_sources(TENSORS), metadata)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_what_is_written_is_read_back_one_by_one(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "file", list_tensor_sources(TENSORS))
+    write_tensors(tmp_path / "file", choose_tensor_sources(TENSORS))
     tensors = open_tensors(tmp_path / "file")
     assert set(tensors) == set(TENSORS)
     assert len(tensors) == len(TENSORS)
@@ -48,7 +48,7 @@ def test_what_is_written_is_read_back_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_file_is_hashed_as_its_tensors_are_read(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "file", list_tensor_sources(TENSORS), {"format": "pt"})
+    write_tensors(tmp_path / "file", choose_tensor_sources(TENSORS), {"format": "pt"})
     digest = hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
     tensors = VerifiedTensors(tmp_path / "file", digest)
     assert set(tensors) == set(TENSORS)
@@ -62,7 +62,7 @@ def test_a_file_is_hashed_as_its_tensors_are_read(tmp_path: Path) -> None:
 def test_tensors_come_from_the_first_mapping_that_has_them(tmp_path: Path) -> None:
     shapes = {name: torch.zeros(2) for name in "abc"}
     first, second = {"a": torch.ones(2)}, {"a": torch.zeros(2), "b": torch.full((2,), 5.0)}
-    sources = list_tensor_sources(shapes, first, second)
+    sources = choose_tensor_sources(shapes, first, second)
     halves = {name: source.as_type(torch.float16) for name, source in sources.items()}
     write_tensors(tmp_path / "file", halves)
     loaded = load_file(tmp_path / "file")
@@ -80,7 +80,7 @@ def test_tensors_that_are_not_contiguous_are_written_as_they_are_seen(tmp_path: 
 
 
 def test_another_shape_is_refused(tmp_path: Path) -> None:
-    sources = list_tensor_sources({"a": torch.zeros(2)}, {"a": torch.zeros(3)})
+    sources = choose_tensor_sources({"a": torch.zeros(2)}, {"a": torch.zeros(3)})
     with pytest.raises(CheckpointError, match=r"a has the shape \(3,\)"):
         write_tensors(tmp_path / "file", sources)
 

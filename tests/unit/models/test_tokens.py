@@ -9,7 +9,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models import tokens
 from dreambooth_ray.models.components import Components, load_components
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.trainable_params import apply_train_method
 
 
@@ -61,7 +61,7 @@ def test_folded_and_read_back_it_means_the_same(toy_model: Path, tmp_path: Path)
     tokens.fold_embeddings(parts)
     assert torch.equal(hidden(parts, "a <sks> robot"), reference)
     fresh = load_components(toy_model)
-    tokens.add_words(fresh, tokens.load_words(tmp_path))
+    tokens.add_words(fresh, tokens.read_learned_words(tmp_path))
     assert torch.equal(hidden(fresh, "a <sks> robot"), reference)
     assert fresh.text_encoder.config.vocab_size == len(fresh.tokenizer)
 
@@ -78,8 +78,8 @@ def test_diffusers_reads_one_word_as_a_textual_inversion(toy_model: Path, tmp_pa
 def test_a_word_of_the_vocabulary_is_refused(toy_model: Path) -> None:
     config = config_of("subject.identifier=<|endoftext|>")
     with pytest.raises(ConfigError, match="a word of the model already"):
-        check_method(config, toy_model)
-    check_method(config_of(), toy_model)
+        check_training_settings(config, toy_model)
+    check_training_settings(config_of(), toy_model)
 
 
 def test_a_rare_word_stays_as_it_is() -> None:

@@ -16,7 +16,7 @@ def errors_of(*values: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_halves_are_means_of_their_own_samples() -> None:
     errors = loss.compute_sample_errors(*errors_of(1.0, 3.0, 10.0))
-    instance, prior = loss.compute_instance_and_prior_errors(errors, 2)
+    instance, prior = loss.mean_instance_and_prior_errors(errors, 2)
     assert float(instance) == pytest.approx(2.0)
     assert float(prior) == pytest.approx(10.0)
 
@@ -26,19 +26,19 @@ def test_the_weight_applies_to_the_class_half_whatever_the_counts(
     weight: float, num_instance: int, num_prior: int
 ) -> None:
     errors = loss.compute_sample_errors(*errors_of(*[2.0] * num_instance, *[5.0] * num_prior))
-    instance, prior = loss.compute_instance_and_prior_errors(errors, num_instance)
+    instance, prior = loss.mean_instance_and_prior_errors(errors, num_instance)
     total = loss.prior_preserving_loss(instance, [prior], [weight])
     assert float(total) == pytest.approx(2 + 5 * weight, rel=1e-5)
 
 
 def test_without_class_images_the_second_half_is_zero() -> None:
-    instance, prior = loss.compute_instance_and_prior_errors(torch.tensor([4.0]), 1)
+    instance, prior = loss.mean_instance_and_prior_errors(torch.tensor([4.0]), 1)
     assert (float(instance), float(prior)) == (4.0, 0.0)
 
 
 def test_without_photographs_there_is_nothing_to_learn() -> None:
     with pytest.raises(ConfigError):
-        loss.compute_instance_and_prior_errors(torch.tensor([4.0]), 0)
+        loss.mean_instance_and_prior_errors(torch.tensor([4.0]), 0)
 
 
 def test_huber_is_the_square_of_small_errors_and_linear_in_large_ones() -> None:
@@ -69,13 +69,11 @@ def test_min_snr_weighs_each_sample_by_its_own_timestep_in_both_halves() -> None
     timesteps = torch.tensor([10, 900, 10, 900])
     errors = loss.compute_sample_errors(*errors_of(1.0, 1.0, 1.0, 1.0))
     weighted = errors * loss.compute_snr_weights(schedule, timesteps, 5.0)
-    first, second = (
-        loss.compute_instance_and_prior_errors(weighted[[i, 2 + i]], 1) for i in (0, 1)
-    )
+    first, second = (loss.mean_instance_and_prior_errors(weighted[[i, 2 + i]], 1) for i in (0, 1))
     # Easy timesteps count less, and a half's weight comes from its own timesteps alone.
     assert float(first[0]) == pytest.approx(float(first[1]))
     assert float(first[0]) < 0.1 * float(second[0])
-    mixed = loss.compute_instance_and_prior_errors(weighted[[0, 3]], 1)
+    mixed = loss.mean_instance_and_prior_errors(weighted[[0, 3]], 1)
     assert (float(mixed[0]), float(mixed[1])) == (float(first[0]), float(second[1]))
 
 

@@ -12,7 +12,7 @@ from dreambooth_ray.priors.prior_spec import (
     MAX_GENERATED_RATIO,
     PriorSpec,
     missing_chunks,
-    select_prior_records,
+    select_counted_images,
 )
 
 SPEC = PriorSpec("hash", ("a dog",), SamplingParams(), 64, 0, 4)
@@ -44,11 +44,11 @@ def test_what_is_missing_makes_the_set_whole_and_no_chunk_is_generated_twice(
         assert not set(todo) & set(records)
         generated += todo
         records |= {n: chunk(SPEC, n, bad) for n in todo}
-    accepted = select_prior_records(SPEC, records).accepted
+    accepted = select_counted_images(SPEC, records).accepted
     assert len(accepted) >= count
     assert len(generated) == len(set(generated))
     # Which images count does not depend on what was there before.
-    fresh = select_prior_records(SPEC, {n: chunk(SPEC, n, bad) for n in range(30)}).accepted
+    fresh = select_counted_images(SPEC, {n: chunk(SPEC, n, bad) for n in range(30)}).accepted
     assert accepted[:count] == fresh[:count]
     assert not {r.index for r in accepted} & bad
 
@@ -69,7 +69,7 @@ def test_of_each_shape_as_many_are_made_as_are_asked_for(
             records |= {n: chunk(SHAPED, n, bad) for n in todo}
     except DataError:
         assume(False)
-    selection = select_prior_records(SHAPED, records)
+    selection = select_counted_images(SHAPED, records)
     for position in range(count):
         record = selection.find(position)
         assert record is not None
@@ -85,7 +85,7 @@ def test_of_each_shape_as_many_are_made_as_are_asked_for(
 def test_a_near_duplicate_gives_way_to_the_next_index() -> None:
     first = chunk(SPEC, 0)
     twin = replace(first[2], fingerprint=first[0].fingerprint ^ 0b111)
-    selection = select_prior_records(SPEC, {0: [first[0], first[1], twin, first[3]]})
+    selection = select_counted_images(SPEC, {0: [first[0], first[1], twin, first[3]]})
     assert [r.index for r in selection.accepted] == [0, 1, 3]
     assert [r.index for r in selection.rejected] == [2]
 
@@ -93,7 +93,7 @@ def test_a_near_duplicate_gives_way_to_the_next_index() -> None:
 def test_a_persons_own_images_are_all_taken() -> None:
     own = replace(SPEC, folder_digest="ff")
     blanks = [replace(r, fingerprint=0, blank=True) for r in chunk(SPEC, 0)]
-    assert len(select_prior_records(own, {0: blanks}).accepted) == 4
+    assert len(select_counted_images(own, {0: blanks}).accepted) == 4
 
 
 def test_a_model_that_repeats_itself_is_given_up_on() -> None:

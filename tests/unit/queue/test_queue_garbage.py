@@ -10,7 +10,7 @@ from dreambooth_ray.queue import queue_garbage
 from dreambooth_ray.queue.queue_garbage import (
     ENDED_S,
     EndedGarbage,
-    find_queue_garbage,
+    find_ended_garbage,
     remove_ended_garbage,
 )
 from dreambooth_ray.queue.work_queue import WorkQueue
@@ -35,7 +35,7 @@ def queue(storage: Store) -> WorkQueue:
 def find(storage: Store, later_s: float = ENDED_S + 60, age_s: float = 0.0) -> list[EndedGarbage]:
     """As of so much later. age_s: that files must have had by then"""
     now_s = time.time() + later_s
-    return list(find_queue_garbage(storage, now_s - age_s, now_s))
+    return list(find_ended_garbage(storage, now_s - age_s, now_s))
 
 
 def test_what_ended_long_ago_goes_and_leaves_nothing(storage: Store, queue: WorkQueue) -> None:

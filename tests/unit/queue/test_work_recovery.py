@@ -110,15 +110,15 @@ def test_what_a_dead_process_had_claimed_waits_again(store: Store, queue: WorkQu
     store.write("claims/one/lease-0001.json", dead.as_json())
     other = WorkQueue(store)
     assert other.claim_next(LEASE_S) is None
-    assert other.recover_abandoned_work(LEASE_S) == ["one"]
+    assert other.requeue_abandoned_work(LEASE_S) == ["one"]
     again = claim(other)
     assert again.record.id == "one"
     assert again.num_failures == 0
     assert [mark.id for mark in other.list_marks("running")] == ["one", "two"]
     # Of what it holds itself nothing is to be heard.
-    assert other.recover_abandoned_work(LEASE_S) == []
+    assert other.requeue_abandoned_work(LEASE_S) == []
     assert other.num_silent == 1
-    assert queue.recover_abandoned_work(LEASE_S) == []
+    assert queue.requeue_abandoned_work(LEASE_S) == []
     assert queue.num_silent == 0
 
 
@@ -140,10 +140,10 @@ def test_who_was_followed_changes_nothing_any_more(store: Store, end: str) -> No
     add(frozen, "one")
     work = claim(frozen)
     make_silent_on_another_host(store, "one")
-    assert other.recover_abandoned_work(LEASE_S) == []
+    assert other.requeue_abandoned_work(LEASE_S) == []
     assert other.num_silent == 1
     clock.now_s = LEASE_S
-    assert other.recover_abandoned_work(LEASE_S) == ["one"]
+    assert other.requeue_abandoned_work(LEASE_S) == ["one"]
     again = claim(other)
     if end == "finish":
         assert not frozen.finish(work, "failed", "storage was away")
@@ -168,11 +168,11 @@ def test_of_many_claims_some_are_looked_at_each_time(
     other = WorkQueue(store, clock)
     num_looked_at = []
     for _ in range(3):
-        assert other.recover_abandoned_work(LEASE_S) == []
+        assert other.requeue_abandoned_work(LEASE_S) == []
         num_looked_at.append(other.num_silent)
     assert num_looked_at == [3, 3, 1]
     clock.now_s = LEASE_S
-    assert [len(other.recover_abandoned_work(LEASE_S)) for _ in range(3)] == [3, 3, 1]
+    assert [len(other.requeue_abandoned_work(LEASE_S)) for _ in range(3)] == [3, 3, 1]
 
 
 def test_who_is_about_to_have_it_is_asked_as_well(queue: WorkQueue, store: Store) -> None:
@@ -240,7 +240,7 @@ def test_a_death_between_any_two_changes_loses_no_work(store: Store, end: str) -
         other = WorkQueue(here)
         # Whoever was adding it adds it again.
         other.add(WorkRecord(id="one", owner="ann", payload="of one", created_ms=9))
-        other.recover_abandoned_work(LEASE_S)
+        other.requeue_abandoned_work(LEASE_S)
         drain(other)
         ended = [entry.state for entry in other.list_ended()]
         assert set(ended) <= {"done", "failed", "cancelled"}, num_changes

@@ -14,7 +14,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_pipeline
 from dreambooth_ray.models.family import find_family
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.objective import noise
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
@@ -87,7 +87,7 @@ def test_a_model_with_such_a_scheduler_is_sampled_by_it_and_not_trained(
     }  # fmt: skip
     config = parse_config("subject: {photos: p, class_noun: x}", "x", [f"model.uri={directory}"])
     with pytest.raises(ConfigError, match=rf"{name}.* is that of models distilled"):
-        check_method(config, directory)
+        check_training_settings(config, directory)
     (image,) = Engine(directory).sample([Request(PROMPT, SEED)])
     assert image.request.params.solver == solver
     assert type(load_pipeline(directory).scheduler).__name__ == name

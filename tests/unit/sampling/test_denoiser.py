@@ -8,8 +8,8 @@ import torch
 from dreambooth_ray.config.adapter_mix import AdapterUse
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.conditioning import Conditioning
-from dreambooth_ray.sampling.adapter_set import AdapterSet
 from dreambooth_ray.sampling.denoiser import Denoiser, ForwardRow, _TracedDenoiser
+from dreambooth_ray.sampling.loaded_adapters import LoadedAdapters
 
 
 def make_rows(names: tuple[str | None, ...]) -> list[ForwardRow]:
@@ -45,7 +45,7 @@ def test_traces_follow_rows_and_adapters_that_come_and_go(
 
     check()
     assert [r.num_traces for r in denoiser._recorded._recordings.values()] == [1]
-    adapter_set = AdapterSet(parts, denoiser.adapted)
+    adapter_set = LoadedAdapters(parts, denoiser.adapted)
     for name in ("one", "two"):
         adapter_set.add(name, adapters[name])
     adapter_mixes += [

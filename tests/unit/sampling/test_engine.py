@@ -279,13 +279,15 @@ def test_sizes_and_memory_are_checked_when_asked(toy_model: Path) -> None:
 
 def test_a_step_that_fails_tells_no_cost(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[object] = []
-    monkeypatch.setattr(engine.step_costs, "record_step", lambda *cost: recorded.append(cost))
+    monkeypatch.setattr(
+        engine.step_costs, "record_sampling_step", lambda *cost: recorded.append(cost)
+    )
 
     def fail(*_: object) -> None:
         raise RuntimeError("the device is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_advance_batch", fail)
+        patch.setattr(engine, "_advance_batch_one_step", fail)
         with pytest.raises(RuntimeError, match="the device is gone"):
             engine.sample([Request("a robot", seed=0, num_inference_steps=2)])
     assert not recorded

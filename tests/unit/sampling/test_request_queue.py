@@ -59,14 +59,14 @@ def test_turns_are_of_equal_time() -> None:
     queue.add(large.shape, large)
     for _ in range(3):
         assert queue.select_next_batch(lambda _: 4) == [large]
-        queue.add_step_time(large.shape, 1.0)
+        queue.add_group_seconds(large.shape, 1.0)
     # What the large one has had before is not held against it, nor for the small one.
     queue.add(small.shape, small)
     turns = []
     for _ in range(44):
         batch = queue.select_next_batch(lambda _: 4)
         turns.append(batch[0])
-        queue.add_step_time(batch[0].shape, 1.0 if batch[0] is large else 0.05)
+        queue.add_group_seconds(batch[0].shape, 1.0 if batch[0] is large else 0.05)
     assert turns.count(large) in (2, 3)
     small.cancel()
     assert queue.select_next_batch(lambda _: 4) == [large]

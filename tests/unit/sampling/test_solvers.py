@@ -16,7 +16,7 @@ from diffusers import (
 
 from dreambooth_ray.config.sampling_params import ETA_SOLVERS, KARRAS_SOLVERS
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.objective.noise_schedule import NoiseSchedule
+from dreambooth_ray.objective.noise_schedule import NoiseScheduleConfig
 from dreambooth_ray.sampling.solver_steps import apply_step
 from dreambooth_ray.sampling.solvers import build_solver_table
 
@@ -70,7 +70,9 @@ def sample_with_diffusers(
 def sample_with_table(
     solver: str, steps: int, config: dict[str, Any], eta: float, karras: bool, z: torch.Tensor
 ) -> torch.Tensor:
-    solver_table = build_solver_table(NoiseSchedule.from_config(config), solver, steps, eta, karras)
+    solver_table = build_solver_table(
+        NoiseScheduleConfig.from_config(config), solver, steps, eta, karras
+    )
     generator = torch.Generator().manual_seed(5)
     x, history = z * solver_table.initial_scale, []
     for step in solver_table.steps:
@@ -124,17 +126,19 @@ def test_zero_terminal_snr(solver: str) -> None:
 def test_zero_terminal_snr_needs_velocity() -> None:
     config = {**BASE, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     with pytest.raises(ConfigError, match="v_prediction"):
-        build_solver_table(NoiseSchedule.from_config(config), "ddim", 10)
+        build_solver_table(NoiseScheduleConfig.from_config(config), "ddim", 10)
     with pytest.raises(ConfigError, match="solver='plms'"):
         build_solver_table(
-            NoiseSchedule.from_config({**config, "prediction_type": "v_prediction"}), "plms", 10
+            NoiseScheduleConfig.from_config({**config, "prediction_type": "v_prediction"}),
+            "plms",
+            10,
         )
 
 
 @pytest.mark.parametrize("solver", list(CLASSES))
 def test_a_later_start_ends_at_the_same_level(solver: str) -> None:
-    full_table = build_solver_table(NoiseSchedule.from_config(BASE), solver, 20)
-    partial_table = build_solver_table(NoiseSchedule.from_config(BASE), solver, 20, begin=12)
+    full_table = build_solver_table(NoiseScheduleConfig.from_config(BASE), solver, 20)
+    partial_table = build_solver_table(NoiseScheduleConfig.from_config(BASE), solver, 20, begin=12)
     assert partial_table.steps[-1].next_level == pytest.approx(full_table.steps[-1].next_level)
     assert len({s.timestep for s in partial_table.steps}) == 8
 
@@ -143,7 +147,10 @@ def test_a_later_start_ends_at_the_same_level(solver: str) -> None:
 def test_the_truth_is_a_fixed_point(solver: str) -> None:
     """Fed the noise that is really in x, a step lands on the next level of the same pair."""
     clean, noise = torch.randn(2, 1, 4, 4, 4).unbind()
-    solver_table, history = build_solver_table(NoiseSchedule.from_config(BASE), solver, 12), []
+    solver_table, history = (
+        build_solver_table(NoiseScheduleConfig.from_config(BASE), solver, 12),
+        [],
+    )
     x = solver_table.steps[0].level[0] * clean + solver_table.steps[0].level[1] * noise
     for step in solver_table.steps:
         predicted = step.clean_weights[0] * x + step.clean_weights[1] * noise
@@ -158,11 +165,11 @@ def test_the_truth_is_a_fixed_point(solver: str) -> None:
 
 def test_more_steps_than_were_trained_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_inference_steps=2000"):
-        build_solver_table(NoiseSchedule.from_config({**BASE}), "ddim", 2000)
+        build_solver_table(NoiseScheduleConfig.from_config({**BASE}), "ddim", 2000)
 
 
 @pytest.mark.parametrize("solver", ["lcm", "tcd"])
 def test_more_steps_than_models_are_distilled_at_are_refused(solver: str) -> None:
-    schedule = NoiseSchedule.from_config({**BASE, "original_inference_steps": 40})
+    schedule = NoiseScheduleConfig.from_config({**BASE, "original_inference_steps": 40})
     with pytest.raises(ConfigError, match=rf"num_inference_steps=41 is more than 40, .*{solver}"):
         build_solver_table(schedule, solver, 41)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from starlette.types import Message
 
-from serve.admission import AdmissionController, ImageWork
+from serve.admission import AdmissionController, RequestWork
 from serve.image_event_stream import EventStreamResponse
 
 
@@ -24,7 +24,7 @@ def test_a_reader_who_never_came_holds_no_place() -> None:
     async def story() -> None:
         admission = AdmissionController(batch=1, max_open=10)
         admission.set_pool_speed(1, 100.0)
-        response = EventStreamResponse(events(), admission.admit("a", ImageWork([25]), 100))
+        response = EventStreamResponse(events(), admission.admit("a", RequestWork([25]), 100))
         scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
         with suppress(Exception):
             await response(scope, receive, send)

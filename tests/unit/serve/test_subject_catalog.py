@@ -84,17 +84,17 @@ def test_a_subject_counts_from_its_commit_to_its_deletion(tmp_path: Path) -> Non
     async def story() -> None:
         catalog = _catalog(tmp_path)
         with pytest.raises(APIError) as refused:
-            await catalog.resolve_model_id("dog", _allow_all)
+            await catalog.resolve_served_subject("dog", _allow_all)
         assert refused.value.status == 404
         run = _commit(tmp_path, "dog")
-        dog = await catalog.resolve_model_id("dog", _allow_all)
+        dog = await catalog.resolve_served_subject("dog", _allow_all)
         assert dog.prompt == "a sks dog"
-        assert (await catalog.resolve_model_id(dog.id, _allow_all)) == dog
-        assert (await catalog.find_model("dog", _allow_all)).versions == [dog.id]
+        assert (await catalog.resolve_served_subject(dog.id, _allow_all)) == dog
+        assert (await catalog.describe_model("dog", _allow_all)).versions == [dog.id]
         assert await _list_ids(catalog) == ["toyworld", "dog"]
         withdraw_run(run)
         with pytest.raises(APIError):
-            await catalog.resolve_model_id("dog", _allow_all)
+            await catalog.resolve_served_subject("dog", _allow_all)
         assert await _list_ids(catalog) == ["toyworld"]
 
     asyncio.run(story())
@@ -105,10 +105,10 @@ def test_versions_are_newest_first(tmp_path: Path) -> None:
         catalog = _catalog(tmp_path)
         for run_id, created_at in (("r1", 5), ("r2", 9), ("r3", 7)):
             _commit(tmp_path, run_id, subject="dog", created_at=created_at)
-        newest = await catalog.resolve_model_id("dog", _allow_all)
+        newest = await catalog.resolve_served_subject("dog", _allow_all)
         assert newest.artifact.folder == "runs/r2/bundle"
-        ids = (await catalog.find_model("dog", _allow_all)).versions
-        subjects = [await catalog.resolve_model_id(id_, _allow_all) for id_ in ids]
+        ids = (await catalog.describe_model("dog", _allow_all)).versions
+        subjects = [await catalog.resolve_served_subject(id_, _allow_all) for id_ in ids]
         folders = [subject.artifact.folder for subject in subjects]
         assert folders == ["runs/r2/bundle", "runs/r3/bundle", "runs/r1/bundle"]
 
@@ -120,17 +120,17 @@ def test_files_removed_by_hand_leave_the_version_before(tmp_path: Path) -> None:
         catalog = _catalog(tmp_path)
         _commit(tmp_path, "r1", subject="dog", created_at=5)
         _commit(tmp_path, "r2", subject="dog", created_at=9)
-        newest = await catalog.resolve_model_id("dog", _allow_all)
+        newest = await catalog.resolve_served_subject("dog", _allow_all)
         shutil.rmtree(tmp_path / "runs/r2")
-        before = await catalog.resolve_model_id("dog", _allow_all)
+        before = await catalog.resolve_served_subject("dog", _allow_all)
         assert before.artifact.folder == "runs/r1/bundle"
         with pytest.raises(APIError) as refused:
-            await catalog.resolve_model_id(newest.id, _allow_all)
+            await catalog.resolve_served_subject(newest.id, _allow_all)
         assert refused.value.status == 404
         # Another bundle where the entry's was: not what was committed under this name.
         _write_bundle(tmp_path, "r1", subject="dog", created_at=6)
         with pytest.raises(APIError):
-            await catalog.resolve_model_id("dog", _allow_all)
+            await catalog.resolve_served_subject("dog", _allow_all)
 
     asyncio.run(story())
 
@@ -138,8 +138,8 @@ def test_files_removed_by_hand_leave_the_version_before(tmp_path: Path) -> None:
 def test_other_peoples_subjects_answer_as_if_they_were_not_there(tmp_path: Path) -> None:
     _commit(tmp_path, "dog")
     catalog = _catalog(tmp_path)
-    not_mine = _refuse(catalog.resolve_model_id("dog", lambda name: name != "dog"))
-    not_there = _refuse(catalog.resolve_model_id("cat", _allow_all))
+    not_mine = _refuse(catalog.resolve_served_subject("dog", lambda name: name != "dog"))
+    not_there = _refuse(catalog.resolve_served_subject("cat", _allow_all))
     assert not_mine.message.replace("dog", "cat") == not_there.message
 
 
@@ -156,7 +156,7 @@ def test_other_peoples_subjects_answer_as_if_they_were_not_there(tmp_path: Path)
 )
 def test_a_bundle_with_a_pickle_or_a_way_out_is_refused(tmp_path: Path, name: str) -> None:
     _commit(tmp_path, "dog", ("unet/a.safetensors", name))
-    refused = _refuse(_catalog(tmp_path).resolve_model_id("dog", _allow_all))
+    refused = _refuse(_catalog(tmp_path).resolve_served_subject("dog", _allow_all))
     assert (refused.status, refused.code) == (422, "model_unusable")
     assert asyncio.run(_list_ids(_catalog(tmp_path))) == ["toyworld"]
 
@@ -168,7 +168,7 @@ def test_an_entry_says_nothing_of_what_a_bundle_holds(tmp_path: Path) -> None:
     entry = json.loads(path.read_text())
     assert entry["newest"]["fault"]
     path.write_text(json.dumps(entry | {"newest": entry["newest"] | {"fault": None}}))
-    assert _refuse(_catalog(tmp_path).resolve_model_id("dog", _allow_all)).status == 422
+    assert _refuse(_catalog(tmp_path).resolve_served_subject("dog", _allow_all)).status == 422
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_odd_names_are_unknown_and_cost_nothing(
     monkeypatch.setattr(SubjectVersionCatalog, "read", lambda _, name: names.append(name))
     catalog = _catalog(tmp_path)
     if name:
-        assert _refuse(catalog.resolve_model_id(name, _allow_all)).status == 404
+        assert _refuse(catalog.resolve_served_subject(name, _allow_all)).status == 404
     assert [n for n in names if n != "dog"] == []
 
 
@@ -201,7 +201,7 @@ def test_a_damaged_entry_is_said_to_be_so(tmp_path: Path, damage: bytes, word: s
     _commit(tmp_path, "cat")
     _commit(tmp_path, "dog")
     (tmp_path / entry_file_name("dog")).write_bytes(damage)
-    refused = _refuse(_catalog(tmp_path).resolve_model_id("dog", _allow_all))
+    refused = _refuse(_catalog(tmp_path).resolve_served_subject("dog", _allow_all))
     assert (refused.status, refused.code) == (422, "model_unusable")
     assert word in refused.message
     # Nobody else's concern.
@@ -217,11 +217,11 @@ def test_storage_that_is_away_leaves_what_was_known(
     async def story() -> None:
         catalog = _catalog(tmp_path)
         _commit(tmp_path, "dog")
-        dog = await catalog.resolve_model_id("dog", _allow_all)
+        dog = await catalog.resolve_served_subject("dog", _allow_all)
         monkeypatch.setattr(Store, "read", fail)
-        assert await catalog.resolve_model_id("dog", _allow_all) == dog
+        assert await catalog.resolve_served_subject("dog", _allow_all) == dog
         with pytest.raises(APIError) as refused:
-            await catalog.resolve_model_id("cat", _allow_all)
+            await catalog.resolve_served_subject("cat", _allow_all)
         assert (refused.value.status, refused.value.code) == (503, "storage_away")
         monkeypatch.setattr(Store, "files_after", fail)
         with pytest.raises(APIError) as no_page:
@@ -242,7 +242,7 @@ def test_runs_of_earlier_releases_get_entries_when_an_endpoint_starts(
 
     async def story() -> None:
         catalog = _catalog(tmp_path)
-        await catalog.start_catalog_completion()
+        await catalog.start_catalog_rebuild()
         assert ("dog-0" in await _list_ids(catalog)) == is_made
 
     asyncio.run(story())
@@ -256,7 +256,7 @@ def test_who_asks_while_an_endpoint_starts_gets_what_is_there(
     """An answer of the time before, that there is no such subject, is not believed after it."""
     _write_bundle(tmp_path, "dog")
     is_first_read, may_complete = threading.Event(), threading.Event()
-    complete, read = SubjectCatalog._complete_catalog, SubjectVersionCatalog.read
+    complete, read = SubjectCatalog._rebuild_incomplete_catalog, SubjectVersionCatalog.read
 
     def complete_when_told(catalog: SubjectCatalog) -> None:
         assert may_complete.wait(10)
@@ -273,19 +273,19 @@ def test_who_asks_while_an_endpoint_starts_gets_what_is_there(
                 while not (tmp_path / "catalog_complete.json").exists():
                     time.sleep(0.001)
 
-    monkeypatch.setattr(SubjectCatalog, "_complete_catalog", complete_when_told)
+    monkeypatch.setattr(SubjectCatalog, "_rebuild_incomplete_catalog", complete_when_told)
     monkeypatch.setattr(SubjectVersionCatalog, "read", read_and_tell)
 
     async def story() -> None:
         catalog = _catalog(tmp_path, Clock(step_s=0.0))
-        preparation = asyncio.create_task(catalog.start_catalog_completion())
+        preparation = asyncio.create_task(catalog.start_catalog_rebuild())
         if first_asks != "before it begins":
             await asyncio.sleep(0)
-        first = asyncio.create_task(catalog.resolve_model_id("dog", _allow_all))
+        first = asyncio.create_task(catalog.resolve_served_subject("dog", _allow_all))
         await asyncio.to_thread(is_first_read.wait, 10)
         may_complete.set()
         await preparation
-        assert (await catalog.resolve_model_id("dog", _allow_all)).name == "dog"
+        assert (await catalog.resolve_served_subject("dog", _allow_all)).name == "dog"
         assert (await first).name == "dog"
 
     asyncio.run(story())

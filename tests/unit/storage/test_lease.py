@@ -21,9 +21,9 @@ from dreambooth_ray.storage.lease import (
     LeaseFiles,
     LeaseLostError,
     LeaseSilenceWatch,
-    NewestLease,
+    LeaseSnapshot,
 )
-from dreambooth_ray.storage.lease_keeper import LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseWaiter, get_run_lease_files
 from dreambooth_ray.storage.paths import LEASES
 from dreambooth_ray.storage.store import Store
 
@@ -58,7 +58,7 @@ def take(
     patience_s: float = 0,
 ) -> Lease:
     clock, lines = clock or FakeClock(), [] if lines is None else lines
-    files = run_leases(run, clock)
+    files = get_run_lease_files(run, clock)
     return LeaseWaiter(files, LEASE_S, patience_s, lines.append, clock.wait).take()
 
 
@@ -98,7 +98,7 @@ def test_a_dead_holder_of_this_machine_is_followed_at_once(tmp_path: Path) -> No
     code = (
         "import os, sys; from dreambooth_ray.storage.lease_keeper import *;"
         "from dreambooth_ray.storage.store import Store;"
-        "LeaseWaiter(run_leases(Store(sys.argv[1])), 60.0).take(); os._exit(9)"
+        "LeaseWaiter(get_run_lease_files(Store(sys.argv[1])), 60.0).take(); os._exit(9)"
     )
     process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60, capture_output=True
@@ -200,7 +200,7 @@ def test_a_renewal_on_its_way_is_not_the_last_word(
         may_write.set()
         renewal.result()
         giving_back.result()
-    assert json.loads(run.read(run_leases(run).lease_file_name(1)))["released"]
+    assert json.loads(run.read(get_run_lease_files(run).lease_file_name(1)))["released"]
 
 
 def test_an_answer_that_never_came_is_no_lease_of_ours(
@@ -223,7 +223,7 @@ def test_an_answer_that_never_came_is_no_lease_of_ours(
 
 
 def test_a_number_is_never_below_those_that_were_used(run: Store) -> None:
-    files = run_leases(run)
+    files = get_run_lease_files(run)
     assert LeaseWaiter(files, LEASE_S).take(at_least=12).number == 12
 
 
@@ -251,6 +251,6 @@ def test_nobody_follows_a_holder_whose_time_is_not_up(
         holder = Holder(num_renewals=num_seen, lease_s=LEASE_S)
         files = LeaseFiles(Store("memory://unused"), "x-", clock=partial(float, now_s))
         began_s = max((begun_s for begun_s, seen_at_s in writes if seen_at_s <= now_s), default=0.0)
-        if watch.is_dead(NewestLease(1, holder.as_json(), holder)):
+        if watch.is_dead(LeaseSnapshot(1, holder.as_json(), holder)):
             assert Lease(files, 1, holder, began_s).seconds_until_expiry <= 0
             return

@@ -8,7 +8,7 @@ import pytest
 
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage.lease import LeaseExpiredError, LeaseLostError
-from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseKeeper, LeaseWaiter, get_run_lease_files
 from dreambooth_ray.storage.paths import LEASES
 from dreambooth_ray.storage.store import Store
 
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> FailingStore:
 
 def keeper(run: Store, lease_s: float, lines: list[str] | None = None) -> LeaseKeeper:
     say = (lines if lines is not None else []).append
-    return LeaseKeeper(LeaseWaiter(run_leases(run), lease_s, say=say), say)
+    return LeaseKeeper(LeaseWaiter(get_run_lease_files(run), lease_s, say=say), say)
 
 
 def test_it_is_held_and_given_back(run: FailingStore) -> None:

@@ -147,11 +147,11 @@ def test_files_are_hashed_while_they_are_sent(
 
 def test_a_file_cut_off_or_gone_is_told_without_reading(store: Store, tmp_path: Path) -> None:
     manifest.commit_artifact(store, "one", make(tmp_path / "in", a="1", b="22"), {})
-    assert manifest.find_metadata_mismatch(store, "one") is None
+    assert manifest.find_size_or_checksum_mismatch(store, "one") is None
     store.write(f"{folder_of(store, 'one')}/b", b"2")
-    assert "b differs" in str(manifest.find_metadata_mismatch(store, "one"))
+    assert "b differs" in str(manifest.find_size_or_checksum_mismatch(store, "one"))
     store.remove(f"{folder_of(store, 'one')}/b")
-    assert "missing" in str(manifest.find_metadata_mismatch(store, "one"))
+    assert "missing" in str(manifest.find_size_or_checksum_mismatch(store, "one"))
 
 
 def test_a_manifest_with_and_without_checksums_is_read(store: Store, tmp_path: Path) -> None:
@@ -161,5 +161,5 @@ def test_a_manifest_with_and_without_checksums_is_read(store: Store, tmp_path: P
     assert "checksum" not in content["files"][0]
     content["files"][0]["checksum"] = "CRC32:g9zvtw=="
     repoint(store, folder, json.dumps(content).encode())
-    assert manifest.find_metadata_mismatch(store, "a") is None
+    assert manifest.find_size_or_checksum_mismatch(store, "a") is None
     assert manifest.download_artifact(store, "a", tmp_path / "out") == {}

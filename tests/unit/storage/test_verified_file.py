@@ -57,13 +57,13 @@ def test_in_order_each_byte_is_read_once(
     open_file: Callable[[bytes], VerifiedFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, sizes = open_file(DATA), []
-    read_range = file._read_range
+    read_range = file._read_local_range
 
     def count(begin: int, end: int) -> bytearray:
         sizes.append(end - begin)
         return read_range(begin, end)
 
-    monkeypatch.setattr(file, "_read_range", count)
+    monkeypatch.setattr(file, "_read_local_range", count)
     for begin in range(0, 160, 40):
         file.read(begin + 10, begin + 40)
     file.verify()

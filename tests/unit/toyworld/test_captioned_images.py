@@ -6,7 +6,7 @@ from dreambooth_ray.toyworld import captioned_images
 from dreambooth_ray.toyworld.captioned_images import (
     CAPTIONS_EACH,
     render_captioned_block,
-    stream_captioned_images,
+    render_captioned_images,
     tokenize_captions,
 )
 from dreambooth_ray.toyworld.flow_dataset import make_caption_tokenizer_spec
@@ -26,7 +26,7 @@ def test_a_block_shows_the_images_of_its_indices() -> None:
 
 def test_workers_stream_every_image_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captioned_images, "BLOCK", 4)
-    blocks = list(stream_captioned_images(5, 10, FORM, workers=2))
+    blocks = list(render_captioned_images(5, 10, FORM, workers=2))
     assert [start for start, _, _ in blocks] == [0, 4, 8]
     images, token_ids = render_captioned_block(5, 0, 10, FORM)
     assert np.array_equal(np.concatenate([block for _, block, _ in blocks]), images)

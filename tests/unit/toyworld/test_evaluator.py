@@ -13,7 +13,13 @@ from dreambooth_ray.toyworld.evaluator import (
     load_evaluator,
     predict_attributes,
 )
-from dreambooth_ray.toyworld.world import Scene, Subject, random_scene, random_subject, render_image
+from dreambooth_ray.toyworld.world import (
+    SceneLayout,
+    Subject,
+    random_scene_layout,
+    random_subject,
+    render_image,
+)
 from dreambooth_ray.toyworld.world_images import HEADS, attribute_labels, to_tensor
 
 HELD_OUT = 99
@@ -26,12 +32,12 @@ def network() -> Evaluator:
 
 
 @pytest.fixture(scope="module")
-def world() -> list[tuple[Subject, Scene]]:
-    return [(random_subject(HELD_OUT, k), random_scene(HELD_OUT, k)) for k in range(COUNT)]
+def world() -> list[tuple[Subject, SceneLayout]]:
+    return [(random_subject(HELD_OUT, k), random_scene_layout(HELD_OUT, k)) for k in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
-def originals(world: list[tuple[Subject, Scene]]) -> list[Image.Image]:
+def originals(world: list[tuple[Subject, SceneLayout]]) -> list[Image.Image]:
     return [render_image(*one) for one in world]
 
 
@@ -48,7 +54,7 @@ def remade(originals: list[Image.Image], toy_model: Path) -> list[Image.Image]:
 @pytest.mark.parametrize("kind", ["originals", "remade"])
 def test_every_attribute_is_read_from_originals_and_reconstructions(
     kind: str,
-    world: list[tuple[Subject, Scene]],
+    world: list[tuple[Subject, SceneLayout]],
     network: Evaluator,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -60,7 +66,7 @@ def test_every_attribute_is_read_from_originals_and_reconstructions(
 
 
 def test_subject_then_reconstruction_then_another_of_its_class(
-    world: list[tuple[Subject, Scene]],
+    world: list[tuple[Subject, SceneLayout]],
     originals: list[Image.Image],
     remade: list[Image.Image],
     network: Evaluator,
@@ -71,7 +77,7 @@ def test_subject_then_reconstruction_then_another_of_its_class(
         for k, (s, scene) in enumerate(world)
     ]
     other_scenes = [
-        render_image(s, random_scene(HELD_OUT, 20_000 + k)) for k, (s, _) in enumerate(world)
+        render_image(s, random_scene_layout(HELD_OUT, 20_000 + k)) for k, (s, _) in enumerate(world)
     ]
     identity = predict_attributes(network, originals).identity
 

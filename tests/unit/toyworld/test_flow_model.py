@@ -12,8 +12,8 @@ from dreambooth_ray.toyworld.evaluator import load_evaluator
 from dreambooth_ray.toyworld.flow_model import load_flow_vae
 from dreambooth_ray.toyworld.flow_samples import contact_sheet, sample_images, score_flow_images
 from dreambooth_ray.toyworld.flow_tokenizer import new_flow_tokenizer
-from dreambooth_ray.toyworld.held_out_prompts import attribute_prompts
-from dreambooth_ray.toyworld.world import random_scene, random_subject, render_image
+from dreambooth_ray.toyworld.scoring_prompts import attribute_prompts
+from dreambooth_ray.toyworld.world import random_scene_layout, random_subject, render_image
 from dreambooth_ray.toyworld.world_images import to_tensor
 from tests.families.reference_pipelines import load_pipeline
 
@@ -55,7 +55,7 @@ def test_an_image_does_not_depend_on_its_batch(pipeline: ZImagePipeline) -> None
 @torch.no_grad()
 def test_latents_have_unit_variance_and_decode() -> None:
     vae = load_flow_vae()
-    images = [render_image(random_subject(3, k), random_scene(3, k)) for k in range(40)]
+    images = [render_image(random_subject(3, k), random_scene_layout(3, k)) for k in range(40)]
     pixels = to_tensor(np.stack([np.asarray(image) for image in images]))
     latents = vae.encode(pixels).latent_dist.mean
     scaled = (latents - vae.config.shift_factor) * vae.config.scaling_factor

@@ -10,7 +10,7 @@ from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, COLOUR_NAME
 from dreambooth_ray.toyworld.captioned_images import tokenize_captions
 from dreambooth_ray.toyworld.flow_dataset import make_caption_tokenizer_spec
 from dreambooth_ray.toyworld.flow_tokenizer import WINDOW, apply_chat_format, new_flow_tokenizer
-from dreambooth_ray.toyworld.world import random_scene, random_subject
+from dreambooth_ray.toyworld.world import random_scene_layout, random_subject
 from dreambooth_ray.toyworld.world_captions import random_caption
 
 
@@ -44,7 +44,7 @@ def test_words_of_the_world_are_single_tokens_wherever_they_stand(
 def test_captions_are_tokenized_as_the_pipeline_would_and_fit(
     tokenizer: Qwen2Tokenizer, seed: int, index: int
 ) -> None:
-    subject, scene = random_subject(seed, index), random_scene(seed, index)
+    subject, scene = random_subject(seed, index), random_scene_layout(seed, index)
     caption = random_caption(subject, scene, seed, index)
     token_ids = tokenize_captions([caption], make_caption_tokenizer_spec(tokenizer))
     by_pipeline = tokenizer(

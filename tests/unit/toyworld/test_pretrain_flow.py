@@ -16,7 +16,7 @@ from dreambooth_ray.toyworld import pretrain_flow
 from dreambooth_ray.toyworld.flow_dataset import FlowDataset, load_flow_dataset
 from dreambooth_ray.toyworld.flow_tokenizer import new_flow_tokenizer
 from dreambooth_ray.toyworld.pretrain_flow import (
-    FlowPretrain,
+    FlowPretrainSettings,
     compute_rate_factor,
     new_flow_trainer,
     train,
@@ -43,9 +43,9 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> FlowPretrain:
+def run(tmp_path: Path) -> FlowPretrainSettings:
     (tmp_path / "snapshots").mkdir()
-    return FlowPretrain(
+    return FlowPretrainSettings(
         work=tmp_path,
         weights=tmp_path / "weights",
         snapshots=tmp_path / "snapshots",
@@ -107,7 +107,7 @@ def test_the_rate_warms_up_by_steps_and_falls_with_the_time() -> None:
 
 
 def test_a_training_goes_on_from_its_checkpoint(
-    run: FlowPretrain, monkeypatch: pytest.MonkeyPatch
+    run: FlowPretrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = new_flow_trainer(run, new_flow_tokenizer(), 8)
     stop_at(monkeypatch, 3)
@@ -125,7 +125,7 @@ def test_a_training_goes_on_from_its_checkpoint(
 
 
 def test_snapshots_are_the_average_and_begin_another_training(
-    run: FlowPretrain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: FlowPretrainSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     trainer = new_flow_trainer(run, new_flow_tokenizer(), 8)
     stop_at(monkeypatch, 2)
@@ -148,7 +148,7 @@ def test_a_folder_without_snapshots_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
-def test_gradients_that_do_not_compile_are_computed_without(run: FlowPretrain) -> None:
+def test_gradients_that_do_not_compile_are_computed_without(run: FlowPretrainSettings) -> None:
     def fails(*_: object) -> Any:
         raise RuntimeError("no compiler here")
 
@@ -162,7 +162,7 @@ def test_gradients_that_do_not_compile_are_computed_without(run: FlowPretrain) -
 
 
 def test_from_nothing_to_a_directory_that_diffusers_loads(
-    run: FlowPretrain, monkeypatch: pytest.MonkeyPatch
+    run: FlowPretrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_at(monkeypatch, 2)
     pretrain_flow.pretrain_flow(run)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from dreambooth_ray.toyworld.pretrain_phase import (
     Phase,
     WarmupMovingAverage,
-    load_averaged_weights,
-    run_phase,
+    read_averaged_weights,
+    train_phase_in_processes,
 )
 
 
@@ -43,13 +43,13 @@ def test_a_resumed_phase_ends_with_the_same_weights(
     uninterrupted, interrupted = tmp_path / "whole", tmp_path / "parts"
     uninterrupted.mkdir()
     interrupted.mkdir()
-    run_phase(make, uninterrupted, processes=1)
+    train_phase_in_processes(make, uninterrupted, processes=1)
     with pytest.raises(Exception, match="stopped here"):
-        run_phase(partial(make, stop_at=270), interrupted, processes=1)
+        train_phase_in_processes(partial(make, stop_at=270), interrupted, processes=1)
     assert torch.load(interrupted / "square.pt", weights_only=True)["step"] == 250
-    run_phase(make, interrupted, processes=1)
-    one = load_averaged_weights(uninterrupted / "square.pt")
-    two = load_averaged_weights(interrupted / "square.pt")
+    train_phase_in_processes(make, interrupted, processes=1)
+    one = read_averaged_weights(uninterrupted / "square.pt")
+    two = read_averaged_weights(interrupted / "square.pt")
     assert one.keys() == {"line.weight", "line.bias"}
     assert all(torch.equal(one[k], two[k]) for k in one)
 

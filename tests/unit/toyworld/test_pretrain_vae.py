@@ -1,6 +1,6 @@
 import torch
 
-from dreambooth_ray.toyworld.pretrain_vae import VaeLoss, new_vae, normalise_latents
+from dreambooth_ray.toyworld.pretrain_vae import VaeLoss, fold_latent_normalisation, new_vae
 
 
 def test_normalising_changes_latents_and_not_images() -> None:
@@ -9,7 +9,7 @@ def test_normalising_changes_latents_and_not_images() -> None:
     pixels = torch.rand(6, 3, 32, 32) * 2 - 1
     before = vae.encode(pixels).latent_dist
     decoded = vae.decode(before.mean).sample
-    normalise_latents(vae, pixels)
+    fold_latent_normalisation(vae, pixels)
     after = vae.encode(pixels).latent_dist
     scaled = after.mean * vae.config.scaling_factor
     assert torch.allclose(scaled.mean(dim=(0, 2, 3)), torch.zeros(8), atol=1e-3)

@@ -10,7 +10,7 @@ from dreambooth_ray.toyworld.attributes import CLASSES, COLOUR_NAMES, COLOURS, P
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.toyworld.world import (
     PHOTO_BACKGROUNDS,
-    random_scene,
+    random_scene_layout,
     random_subject,
     render_image,
     render_photographs,
@@ -22,15 +22,15 @@ seeds = st.integers(0, 2**31)
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.integers(0, 10**6))
 def test_an_image_is_a_pure_function_of_subject_and_scene(seed: int, index: int) -> None:
-    subject, scene = random_subject(seed, index), random_scene(seed, index)
-    second_image = render_image(random_subject(seed, index), random_scene(seed, index))
+    subject, scene = random_subject(seed, index), random_scene_layout(seed, index)
+    second_image = render_image(random_subject(seed, index), random_scene_layout(seed, index))
     assert second_image.tobytes() == render_image(subject, scene).tobytes()
     assert second_image.size == (64, 64)
 
 
 @pytest.mark.parametrize("class_noun", CLASSES)
 def test_the_subject_covers_a_fair_part_of_the_image(class_noun: str) -> None:
-    scene = random_scene(0, 0, "plain")
+    scene = random_scene_layout(0, 0, "plain")
     bare = np.asarray(render_image(random_subject(1, 0, class_noun), scene))
     ground = bare[0, 0]
     share = (np.abs(bare.astype(int) - ground).sum(axis=2) > 60).mean()
@@ -38,7 +38,7 @@ def test_the_subject_covers_a_fair_part_of_the_image(class_noun: str) -> None:
 
 
 def test_a_larger_image_shows_the_same() -> None:
-    subject, scene = random_subject(3), random_scene(3, 0)
+    subject, scene = random_subject(3), random_scene_layout(3, 0)
     small = np.asarray(render_image(subject, scene, 64)).astype(float)
     large = np.asarray(render_image(subject, scene, 256).reduce(4)).astype(float)
     assert np.abs(small - large).mean() < 4

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from dreambooth_ray.toyworld.attributes import BACKGROUNDS, CLASSES, HAT_PHRASE, RARE_WORDS
-from dreambooth_ray.toyworld.world import random_scene, random_subject
+from dreambooth_ray.toyworld.world import random_scene_layout, random_subject
 from dreambooth_ray.toyworld.world_captions import WINDOW, random_caption, write_tokenizer
 
 
@@ -26,7 +26,7 @@ def tokenizer(
 def test_captions_say_only_what_is_true_and_fit_the_window(
     tokenizer: CLIPTokenizer, seed: int, index: int
 ) -> None:
-    subject, scene = random_subject(seed, index), random_scene(seed, index)
+    subject, scene = random_subject(seed, index), random_scene_layout(seed, index)
     caption = random_caption(subject, scene, seed, index)
     hat = HAT_PHRASE if scene.hat else ""
     place = BACKGROUNDS[scene.background]

@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured_photographs, split_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config, split_photographs
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.loggers import Loggers
-from dreambooth_ray.training.callbacks.samples import PromptSampler
+from dreambooth_ray.training.callbacks.samples import TrainingImageSampler
 from dreambooth_ray.training.callbacks.side_work import SideWork
 from dreambooth_ray.training.callbacks.training_step_callback import TrainingStepCallback
 from dreambooth_ray.training.callbacks.validation import Validation, ValidationSet
@@ -67,7 +67,7 @@ def make_sequence(
     keep: bool,
     read_every: int | None,
     preemption: PreemptionWatcher | None,
-    sampler: PromptSampler | None,
+    sampler: TrainingImageSampler | None,
 ) -> TrainingStepCallback:
     """keep: whether checkpoints are saved."""
     side_work = SideWork(run)
@@ -142,7 +142,7 @@ class Fitted:
         components = load_components(model)
         apply_train_method(config, components)
         trained, held_out = split_photographs(
-            config, read_configured_photographs(config, config.subject)
+            config, read_photographs_for_subject_config(config, config.subject)
         )
         class_images = (
             PriorSet(priors, config.prior.num_images)
@@ -165,7 +165,7 @@ class Fitted:
             run.write(paths.METRICS, "".join(lines).encode())
         self.sequence = make_sequence(
             run, dataset, config, validation, keep, read_every, preemption,
-            PromptSampler(config, model) if make_evaluator else None,
+            TrainingImageSampler(config, model) if make_evaluator else None,
         )  # fmt: skip
         self.sequence.evaluator = make_evaluator(config) if make_evaluator else None
         self.watch = Watch(save, self.sequence, on_train_end)

@@ -10,7 +10,7 @@ from dreambooth_ray.config.schema import Config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.memory.training_memory import estimate_training_footprint
 from dreambooth_ray.models.components import load_components
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.run_changes import find_config_changes, find_resume_obstacles
 from dreambooth_ray.storage.store import Store
@@ -139,10 +139,10 @@ def test_ranks_are_held_against_the_layers_widths(
 ) -> None:
     config = make_config(*(f"train.lora.{override}" for override in overrides))
     if not words:
-        check_method(config, tiny_model)
+        check_training_settings(config, tiny_model)
         return
     with pytest.raises(ConfigError, match=words) as raised:
-        check_method(config, tiny_model)
+        check_training_settings(config, tiny_model)
     assert "\n" not in str(raised.value)
 
 

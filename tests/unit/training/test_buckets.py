@@ -15,7 +15,7 @@ from dreambooth_ray.config.sampling_params import SamplingParams
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.class_shapes import list_class_shapes
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.model_functions import ImageFrame
@@ -60,7 +60,7 @@ def shaped_priors(
 ) -> Store:
     """Class images in the shapes of the photographs."""
     config = make_config(mixed_photos, "train.batch_size=2")
-    shapes = list_class_shapes(config, read_configured_photographs(config, config.subject))
+    shapes = list_class_shapes(config, read_photographs_for_subject_config(config, config.subject))
     spec = PriorSpec(
         "hash", ("a robot", "one robot"), SamplingParams(num_inference_steps=1), 64, 0, 2,
         shapes=shapes,
@@ -82,7 +82,7 @@ def make_dataset(shaped_priors: Store, tiny_model: Path) -> Make:
         config: Config, rank: int = 0, world: int = 1, parts: Components | None = None
     ) -> TrainingDataset:
         parts = parts or load_components(tiny_model)
-        photographs = [read_configured_photographs(config, config.subject)]
+        photographs = [read_photographs_for_subject_config(config, config.subject)]
         count = config.prior.num_images
         priors = PriorSet(shaped_priors, count) if count else None
         return TrainingDataset(config, parts, photographs, priors, (rank, world))
@@ -92,7 +92,7 @@ def make_dataset(shaped_priors: Store, tiny_model: Path) -> Make:
 
 def test_shapes_follow_the_photographs(mixed_photos: Path) -> None:
     config = make_config(mixed_photos, "train.batch_size=2")
-    photographs = read_configured_photographs(config, config.subject)
+    photographs = read_photographs_for_subject_config(config, config.subject)
     assert [p.shape for p in photographs] == [(64, 64), (80, 48), (48, 80), (64, 64), (80, 48)]
     assert list_class_shapes(config, photographs) == ((48, 80), (64, 64), (80, 48))
     # Original height and width, corner, and the sides of what is seen.
@@ -101,13 +101,15 @@ def test_shapes_follow_the_photographs(mixed_photos: Path) -> None:
 
 def test_squares_of_one_size_need_no_shapes_of_their_own(photos: Path) -> None:
     config = make_config(photos)
-    assert list_class_shapes(config, read_configured_photographs(config, config.subject)) == ()
+    assert (
+        list_class_shapes(config, read_photographs_for_subject_config(config, config.subject)) == ()
+    )
 
 
 def test_too_few_class_images_of_a_shape_are_refused(mixed_photos: Path) -> None:
     config = make_config(mixed_photos)
     with pytest.raises(ConfigError, match=r"prior\.count=10 makes 3 .* 3 shapes.*prior\.count=12"):
-        list_class_shapes(config, read_configured_photographs(config, config.subject))
+        list_class_shapes(config, read_photographs_for_subject_config(config, config.subject))
 
 
 SIDES = ((8, 8), (6, 10), (10, 6))
@@ -168,8 +170,8 @@ def test_photographs_are_seen_equally_often_by_any_workers_and_after_any_resume(
         ]
         for _ in range(num_steps):
             batches = [dataset.make_batch(step) for dataset in datasets]
-            assert len({len(batch.forward_batches) for batch in batches}) == 1
-            forwards = [forward for batch in batches for forward in batch.forward_batches]
+            assert len({len(batch.same_shape_batches) for batch in batches}) == 1
+            forwards = [forward for batch in batches for forward in batch.same_shape_batches]
             numbers = [int(n) for f in forwards for n in f.latents[:, 0, 0, 0]]
             assert len(numbers) == 4 * share
             seen.update(numbers)
@@ -200,7 +202,7 @@ def test_class_images_are_of_the_photographs_shapes_and_all_are_seen(
     chosen = set()
     for step in range(30):
         batch = dataset.make_batch(step)
-        for forward in batch.forward_batches:
+        for forward in batch.same_shape_batches:
             num_photographs = forward.num_photographs
             assert len(forward.latents) == 2 * num_photographs
             height, width = forward.latents.shape[-2:]
@@ -221,7 +223,7 @@ def test_a_batch_is_a_pure_function_of_its_step(mixed_photos: Path, make_dataset
     one, two = make_dataset(config), make_dataset(config)
     two.make_batch(3)
     for a, b in zip(
-        one.make_batch(7).forward_batches, two.make_batch(7).forward_batches, strict=True
+        one.make_batch(7).same_shape_batches, two.make_batch(7).same_shape_batches, strict=True
     ):
         assert torch.equal(a.latents, b.latents)
         assert torch.equal(a.noise, b.noise)
@@ -255,7 +257,7 @@ def test_workers_and_parts_compute_what_one_worker_does(
         return make_dataset(config, rank, world, parts)
 
     whole = make(0, 1).make_batch(1)
-    assert len(whole.forward_batches) > 1
+    assert len(whole.same_shape_batches) > 1
     module = DreamBoothModule(config, parts)
     loss, gradient = compute_gradient(module, [whole])
     shares = [make(rank, 2).make_batch(1) for rank in range(2)]

@@ -13,7 +13,7 @@ from dreambooth_ray.data.image_shapes import ShapeRule
 from dreambooth_ray.data.prior_set import PriorSet
 from dreambooth_ray.data.subject import (
     Photograph,
-    read_configured_photographs,
+    read_photographs_for_subject_config,
     read_subject_photographs,
 )
 from dreambooth_ray.models.components import Components, load_components
@@ -62,7 +62,7 @@ def make_dataset(prior_set: Store, parts: Components) -> Callable[..., TrainingD
         config: Config, rank: int = 0, world: int = 1, parts: Components = parts
     ) -> TrainingDataset:
         photographs = [
-            read_configured_photographs(config, subject) for subject in config.all_subjects
+            read_photographs_for_subject_config(config, subject) for subject in config.all_subjects
         ]
         priors = PriorSet(prior_set, config.prior.num_images) if config.prior.num_images else None
         return TrainingDataset(config, parts, photographs, priors, (rank, world))
@@ -129,7 +129,7 @@ def test_latents_are_resampled_from_the_posterior_of_the_image(
     photos: Path, parts: Components, make_dataset: Callable[..., TrainingDataset]
 ) -> None:
     dataset = make_dataset(make_config(photos))
-    rule = ShapeRule.of_square(64)
+    rule = ShapeRule.make_square_rule(64)
     pool = encode_photographs(parts, read_subject_photographs(photos, "x", rule), flip=False)
     mean, std = torch.stack([views[0].latents[0] for views in pool.images]).unbind(dim=1)
     for step in range(6):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
-from dreambooth_ray.data.subject import read_configured_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.objective.loss import compute_sample_errors, weigh_masks
 from dreambooth_ray.training.dataset import TrainingDataset
@@ -60,7 +60,7 @@ def test_an_error_is_the_mean_by_area(huber_delta: float | None) -> None:
 
 def test_weights_are_mirrored_with_their_latents(masked_photos: Path, toy_model: Path) -> None:
     config = make_config(masked_photos, 0, "train.flip=true")
-    photographs = [read_configured_photographs(config, config.subject)]
+    photographs = [read_photographs_for_subject_config(config, config.subject)]
     dataset = TrainingDataset(config, load_components(toy_model), photographs, None, (0, 1))
     views = [image for views in dataset._photographs[0].images for image in views]
     seen = set()
@@ -83,7 +83,7 @@ def test_only_what_a_mask_covers_counts(masked_photos: Path, toy_model: Path) ->
     errors = {}
     for background in (0, 1, "null"):
         config = make_config(masked_photos, background)
-        photographs = [read_configured_photographs(config, config.subject)]
+        photographs = [read_photographs_for_subject_config(config, config.subject)]
         dataset = TrainingDataset(config, parts, photographs, None, (0, 1))
         with torch.no_grad():
             errors[background] = DreamBoothModule(config, parts).compute_errors(

@@ -35,7 +35,7 @@ def write_steps(
     run: Store, num_steps: int, loss: float = 0.5, unfinished: str = "", lease: int = 1
 ) -> None:
     lines = [json.dumps({"step": s, "loss": loss}) + "\n" for s in range(1, num_steps + 1)]
-    name = fence.numbered_file_name(paths.METRICS, lease)
+    name = fence.file_name_with_lease(paths.METRICS, lease)
     run.write(name, ("".join(lines) + unfinished).encode())
 
 

@@ -10,7 +10,7 @@ from dreambooth_ray.models.conditioning import Conditioning
 from dreambooth_ray.models.traced_forward import WARMUP_CALLS
 from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.training.batch import Batch
-from dreambooth_ray.training.callbacks.samples import PromptSampler
+from dreambooth_ray.training.callbacks.samples import TrainingImageSampler
 from dreambooth_ray.training.module import DreamBoothModule
 
 
@@ -59,7 +59,7 @@ def test_clipping_bounds_the_gradient_and_keeps_the_norm_from_before(tiny_model:
 def test_images_seen_count_both_halves(tiny_model: Path) -> None:
     for overrides, num_images in (((), 6), (("prior.count=0",), 3)):
         module = module_of(tiny_model, "train.batch_size=3", *overrides)
-        assert module.config.images_a_step == num_images
+        assert module.config.total_images_per_step == num_images
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "kv"])
@@ -95,7 +95,7 @@ def test_samples_leave_the_weights_in_training_as_they_were(tiny_model: Path) ->
         if not weight.requires_grad:
             weight.data = weight.data.bfloat16()
     before = {n: w.detach().clone() for n, w in module.named_parameters()}
-    (sample,) = PromptSampler(module.config, tiny_model).sample_images(module)
+    (sample,) = TrainingImageSampler(module.config, tiny_model).sample_images(module)
     assert sample[1].shape == (64, 64, 3)
     for name, weight in module.named_parameters():
         assert weight.dtype == before[name].dtype

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.data.prior_set import PriorSet
-from dreambooth_ray.data.subject import read_configured_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.storage.store import Store
@@ -39,7 +39,7 @@ def make_step(
     parts = load_components(model)
     apply_train_method(config, parts)
     class_images = PriorSet(priors, config.prior.num_images) if config.prior.num_images else None
-    photographs = read_configured_photographs(config, config.subject)
+    photographs = read_photographs_for_subject_config(config, config.subject)
     dataset = TrainingDataset(config, parts, [photographs], class_images, (0, 1))
     module = DreamBoothModule(config, parts)
     return module, parts, dataset.make_batch(0)

@@ -31,11 +31,11 @@ def test_each_host_is_told_once_and_asked_for_every_few_seconds() -> None:
     assert not notice.is_check_due
     clock.now_s = 6.0
     assert notice.is_check_due
-    assert notice.check_for_notice() is None
+    assert notice.ask_ray_for_notice() is None
     assert not notice.is_check_due
-    assert notice.check_for_notice() == "1 of the run's hosts will be taken away in 60 s"
-    assert notice.check_for_notice() is None
-    assert notice.check_for_notice() == "1 of the run's hosts will be taken away"
+    assert notice.ask_ray_for_notice() == "1 of the run's hosts will be taken away in 60 s"
+    assert notice.ask_ray_for_notice() is None
+    assert notice.ask_ray_for_notice() == "1 of the run's hosts will be taken away"
 
 
 @pytest.mark.parametrize("read_every", [1, 3])

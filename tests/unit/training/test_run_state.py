@@ -9,8 +9,8 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.storage import paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.checkpoint_selection import (
-    CheckpointSelection,
+from dreambooth_ray.training.evaluation_decision import (
+    EvaluationDecision,
     write_early_end_step,
     write_selection,
 )
@@ -84,7 +84,7 @@ def test_its_validation_losses_end_it(run: CountingStore) -> None:
 def test_its_evaluations_end_it_and_select(run: CountingStore) -> None:
     commit(run, 10, 20, 30)
     write_early_end_step(run, 30)
-    write_selection(run, CheckpointSelection(20, (10, 20, 30), True))
+    write_selection(run, EvaluationDecision(20, (10, 20, 30), True))
     state = read_run_state(run, config_of(*BEST))
     assert (state.last_step, state.reason, state.bundled_checkpoint_step) == (30, "stalled", 20)
     assert read_run_state(run, config_of()).bundled_checkpoint_step == 30
@@ -94,7 +94,7 @@ def test_its_evaluations_end_it_and_select(run: CountingStore) -> None:
 def test_four_requests_tell_it_all(run: CountingStore, is_bundled: bool) -> None:
     commit(run, 10, 20)
     write_losses(run, 1.0, 2.0)
-    write_selection(run, CheckpointSelection(10, (10, 20), False))
+    write_selection(run, EvaluationDecision(10, (10, 20), False))
     if is_bundled:
         run.write(f"{paths.BUNDLE}/manifest.json", b"{}")
     run.num_requests = 0

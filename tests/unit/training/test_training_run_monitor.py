@@ -95,5 +95,5 @@ def test_errors_of_storage_end_no_watch_for_requests_to_stop(tmp_path: Path) -> 
     request_stop(run)
     stop_request = StopRequest(run, lines.append, interval_s=0.01)
     stop_request.start()
-    assert stop_request.wait_for_request(60)
+    assert stop_request.wait_for_stop_request(60)
     assert len(lines) == 2

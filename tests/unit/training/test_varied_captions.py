@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.data.run_inputs import RunInputs, record_photographs
-from dreambooth_ray.data.subject import read_configured_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.training.batch import Batch
@@ -38,7 +38,7 @@ def make_dataset(
     config = parse_config(text, "x", [*SMALL, *VARIED, "train.batch_size=4", *overrides])
     parts = load_components(model)
     apply_train_method(config, parts)
-    photographs = read_configured_photographs(config, config.subject)
+    photographs = read_photographs_for_subject_config(config, config.subject)
     return TrainingDataset(config, parts, [photographs], None, (rank, world)), parts
 
 
@@ -112,7 +112,7 @@ def test_a_run_remembers_captions_as_they_were_written(photos: Path, tagged: Pat
 
     def record(*overrides: str) -> RunInputs:
         config = parse_config(text, "x", [*SMALL, *overrides])
-        photographs = read_configured_photographs(config, config.subject)
+        photographs = read_photographs_for_subject_config(config, config.subject)
         records = record_photographs(photographs, config.instance_prompts(config.subject))
         return RunInputs((records,), "", Path())
 

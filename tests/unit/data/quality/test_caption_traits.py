@@ -1,7 +1,7 @@
 import pytest
 
 from dreambooth_ray.data.quality.caption_traits import find_caption_traits
-from dreambooth_ray.toyworld.world import random_scene, random_subject
+from dreambooth_ray.toyworld.world import random_scene_layout, random_subject
 from dreambooth_ray.toyworld.world_captions import random_caption
 
 
@@ -34,7 +34,7 @@ def test_traits_are_what_a_caption_says_of_the_subject(
 
 def test_traits_of_the_toy_world_are_found_and_nothing_of_its_places() -> None:
     for index in range(200):
-        subject, scene = random_subject(3, index), random_scene(3, index)
+        subject, scene = random_subject(3, index), random_scene_layout(3, index)
         caption = random_caption(subject, scene, 3, index)
         named = {w for w in (subject.colour, subject.pattern) if w in caption.split()} - {"plain"}
         assert find_caption_traits(caption, subject.class_noun) == named, caption

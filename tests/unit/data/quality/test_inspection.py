@@ -133,7 +133,7 @@ def test_an_even_image_has_numbers_all_the_same(colour: tuple[int, int, int]) ->
     photo = measure_image("even", Image.new("RGB", (40, 90), colour))
     assert photo.sharpness == Sharpness(0.0, 1.0)
     assert photo.extent == (0.0, 0.0)
-    assert photo.bars.facing_bar_share == photo.noise == 0
+    assert photo.bars.facing_bar_width_share == photo.noise == 0
     assert photo.region.source == "frame"
     assert np.isfinite(measurements.measure_rim_colours(photo.image)).all()
 

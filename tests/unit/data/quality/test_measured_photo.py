@@ -31,9 +31,9 @@ def make_mask() -> Image.Image:
 def test_a_photograph_is_shown_dark_outside_its_mask(folder: Path) -> None:
     photo = measure_photo(folder / "a.png")
     assert photo.region.source == "mask"
-    assert photo.isolated_subject_image is not None
+    assert photo.darkened_background_image is not None
     shown, original = (
-        np.asarray(i, dtype=int) for i in (photo.isolated_subject_image, photo.image)
+        np.asarray(i, dtype=int) for i in (photo.darkened_background_image, photo.image)
     )
     is_inside = np.asarray(make_mask()) > 127
     assert np.array_equal(shown[is_inside], original[is_inside])
@@ -42,7 +42,7 @@ def test_a_photograph_is_shown_dark_outside_its_mask(folder: Path) -> None:
 
 def test_an_even_photograph_has_no_region_to_show() -> None:
     assert (
-        measure_image("a.png", Image.new("RGB", (128, 128), (90, 90, 90))).isolated_subject_image
+        measure_image("a.png", Image.new("RGB", (128, 128), (90, 90, 90))).darkened_background_image
         is None
     )
 

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from benchmarks import photograph_faults as faults
 from dreambooth_ray.data.quality.inspection import MIN_DUPLICATE_SHARE
 from dreambooth_ray.data.quality.measured_photo import measure_image
-from dreambooth_ray.data.quality.photo_copies import PhotoLikeness, compare_photographs
+from dreambooth_ray.data.quality.photo_copies import PhotoLikeness, compare_two_photographs
 
 SIZE = (320, 256)
 
@@ -38,14 +38,15 @@ def _scatter(
 
 def compare(one: Image.Image, other: Image.Image) -> PhotoLikeness | None:
     signatures = [measure_image("", image).signature for image in (one, other)]
-    return compare_photographs(signatures[0], signatures[1])
+    return compare_two_photographs(signatures[0], signatures[1])
 
 
 @pytest.mark.parametrize(
     "copy",
     [
-        faults.saved_small, faults.nearly_same, faults.crop_darken_enlarge, faults.cropped,
-        faults.recoloured, lambda image: image.resize((100, 80)),
+        faults.saved_small, faults.nearly_same, faults.crop_darken_enlarge,
+        faults.make_cropped_copy, faults.make_warm_filtered_copy,
+        lambda image: image.resize((100, 80)),
     ],
 )  # fmt: skip
 def test_copies_are_one_photograph(copy: Callable[[Image.Image], Image.Image]) -> None:
@@ -81,7 +82,7 @@ def test_different_photographs_lie_nowhere_on_each_other() -> None:
 
 
 def test_the_order_does_not_matter() -> None:
-    one, other = scene(1), faults.cropped(scene(1))
+    one, other = scene(1), faults.make_cropped_copy(scene(1))
     there, back = compare(one, other), compare(other, one)
     assert there is not None
     assert there == back

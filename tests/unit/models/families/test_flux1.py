@@ -9,11 +9,11 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.families.flux1_functions import TRAINING_GUIDANCE
 from dreambooth_ray.models.family import find_family
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
-from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings, embed_rows
+from dreambooth_ray.training.caption_embeddings import CaptionEmbeddings, embed_caption_tokens
 from tests.families.tiny_models import build_tiny
 
 RECIPE = "subject: {photos: p, class_noun: robot}\ntrain: {method: lora}"
@@ -32,7 +32,7 @@ def schnell(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_schnell_is_sampled_without_guidance_and_never_trained(schnell: Path) -> None:
     assert find_family(schnell).sampling_defaults["num_inference_steps"] == 4
     with pytest.raises(ConfigError, match=r"FLUX.1 schnell: it is distilled.*train FLUX.1-dev"):
-        check_method(parse_config(RECIPE, "x", []), schnell)
+        check_training_settings(parse_config(RECIPE, "x", []), schnell)
     parts = load_components(schnell)
     row = parts.functions.encode_prompt(parts, parts.text_forward_functions, "a robot")
     assert row["hidden"].shape[1] == 256
@@ -56,7 +56,7 @@ def test_schnell_is_sampled_without_guidance_and_never_trained(schnell: Path) ->
 )
 def test_what_it_can_t_do_is_refused_by_name(dev: Path, setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_method(parse_config(RECIPE, "x", [setting]), dev)
+        check_training_settings(parse_config(RECIPE, "x", [setting]), dev)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_clip_is_trained_and_t5_is_read_once(dev: Path) -> None:
     apply_train_method(parse_config(RECIPE, "x", ["train.text_encoder=false"]), parts)
     encoded = CaptionEmbeddings(parts, ["a robot", "a cat"]).conditioning
     config = parse_config(RECIPE, "x", ["train.text_encoder=true"])
-    check_method(config, dev)
+    check_training_settings(config, dev)
     parts = load_components(dev)
     apply_train_method(config, parts)
     captions = CaptionEmbeddings(parts, ["a robot", "a cat"])
@@ -112,7 +112,7 @@ def test_clip_is_trained_and_t5_is_read_once(dev: Path) -> None:
         "hidden": (2, 512, 16),
     }
     # Adapters begin without effect.
-    embedded = embed_rows(parts, captions.tokens)
+    embedded = embed_caption_tokens(parts, captions.tokens)
     assert all(torch.equal(embedded[name], encoded[name]) for name in encoded.tensors)
     trained = {
         n for n, p in parts.text_encoders["text_encoder"].named_parameters() if p.requires_grad

@@ -6,7 +6,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.family import find_family
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from tests.families.tiny_models import build_tiny
@@ -28,7 +28,7 @@ def test_a_distilled_model_is_sampled_without_guidance_and_never_trained(distill
     family = find_family(distilled)
     assert family.sampling_defaults["num_inference_steps"] == 4
     with pytest.raises(ConfigError, match=r"FLUX.2 Klein of 4 steps: .*train FLUX.2-klein-base"):
-        check_method(parse_config(RECIPE, "x", []), distilled)
+        check_training_settings(parse_config(RECIPE, "x", []), distilled)
     engine = Engine(load_components(distilled))
     engine.submit(Request("a robot", 0))
     with pytest.raises(ConfigError, match=r"guidance_scale=4 is not for FLUX.2 Klein of 4 steps"):

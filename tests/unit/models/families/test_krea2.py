@@ -10,7 +10,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.family import find_family
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.model_directory import check_resolution, model_outline
 from tests.families.tiny_models import build_tiny, change_json
 
@@ -40,7 +40,7 @@ def test_a_distilled_model_is_sampled_and_never_trained(base: Path, tmp_path: Pa
     family = find_family(directory)
     assert family.sampling_defaults["num_inference_steps"] == 8
     with pytest.raises(ConfigError, match=r"Krea 2 Turbo: .*train Krea-2-Raw"):
-        check_method(parse_config(RECIPE, "x", []), directory)
+        check_training_settings(parse_config(RECIPE, "x", []), directory)
     turbo, raw = load_components(directory), load_components(base)
     shifts = [
         parts.functions.noise_schedule(parts, shape, 4).sigmas  # type: ignore[attr-defined]
@@ -53,12 +53,12 @@ def test_a_distilled_model_is_sampled_and_never_trained(base: Path, tmp_path: Pa
 
 def test_the_layer_of_one_number_takes_the_rank_of_all(base: Path) -> None:
     """As diffusers' script has it; one of its own is held against its width."""
-    check_method(parse_config(RECIPE, "x", ["train.lora.rank=8"]), base)
+    check_training_settings(parse_config(RECIPE, "x", ["train.lora.rank=8"]), base)
     with pytest.raises(ConfigError, match="rank=9 is above 8, the width of "):
-        check_method(parse_config(RECIPE, "x", ["train.lora.rank=9"]), base)
+        check_training_settings(parse_config(RECIPE, "x", ["train.lora.rank=9"]), base)
     pattern = 'train.lora.rank_pattern={"projector": 2}'
     with pytest.raises(ConfigError, match=r"rank_pattern.projector=2 is above 1, the width of "):
-        check_method(parse_config(RECIPE, "x", ["train.lora.rank=8", pattern]), base)
+        check_training_settings(parse_config(RECIPE, "x", ["train.lora.rank=8", pattern]), base)
 
 
 def test_text_is_what_the_index_says_of_layers(base: Path, parts: Components) -> None:

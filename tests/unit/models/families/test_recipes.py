@@ -2,7 +2,7 @@
 
 import pytest
 
-from dreambooth_ray.config.learning_rates import check_rates
+from dreambooth_ray.config.learning_rate_rules import check_rates
 from dreambooth_ray.config.load import list_recipe_names, load_config
 from dreambooth_ray.models.families import (
     chroma,

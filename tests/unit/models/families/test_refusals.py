@@ -6,7 +6,7 @@ import pytest
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from tests.families.tiny_models import build_tiny
 
 RECIPE = "subject: {photos: p, class_noun: robot}\ntrain: {method: lora}"
@@ -45,4 +45,4 @@ def test_what_it_can_t_do_is_refused_by_name(
     base: Path, family: str, setting: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message.format(title=TITLES[family])):
-        check_method(parse_config(RECIPE, "x", [setting]), base)
+        check_training_settings(parse_config(RECIPE, "x", [setting]), base)

@@ -7,7 +7,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components
 from dreambooth_ray.models.family import find_family
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_directory import check_resolution
 from dreambooth_ray.models.precision import cast_untrainable_encoders, place_for_sampling
@@ -47,7 +47,7 @@ def parts(directory: Path) -> Components:
 )
 def test_what_it_can_t_do_is_refused_by_name(directory: Path, setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_method(parse_config(RECIPE, "x", [setting]), directory)
+        check_training_settings(parse_config(RECIPE, "x", [setting]), directory)
 
 
 def test_its_own_loss_is_taken_unless_another_is_asked_for(directory: Path) -> None:

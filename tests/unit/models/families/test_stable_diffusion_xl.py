@@ -12,13 +12,13 @@ from torch import Tensor
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import Components, load_components, load_pipeline
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.models.model_functions import ImageFrame
 from dreambooth_ray.models.trainable_params import apply_train_method
 from dreambooth_ray.sampling.adapted_network import AdaptedNetwork
 from dreambooth_ray.sampling.prompt_encoder import PromptEncoder
-from dreambooth_ray.training.caption_embeddings import embed_rows
+from dreambooth_ray.training.caption_embeddings import embed_caption_tokens
 from tests.families.tiny_models import build_tiny, change_json
 
 LONG = "a red robot on the beach beside a blue boat and a green house under the sun " * 3
@@ -74,7 +74,7 @@ def test_a_long_prompt_is_taken_whole_and_pooled_by_its_first_window(
 def test_captions_are_embedded_as_prompts_are(
     parts: Components, encoder: PromptEncoder, captions: list[str]
 ) -> None:
-    rows = embed_rows(parts, parts.functions.text_training.tokenize(parts, captions))
+    rows = embed_caption_tokens(parts, parts.functions.text_training.tokenize(parts, captions))
     assert len(rows) == 2
     for row, caption in zip(
         (rows.select(slice(0, 1)), rows.select(slice(1, 2))), captions, strict=True
@@ -188,7 +188,7 @@ def test_a_distilled_model_is_sampled_and_not_trained(directory: Path, tmp_path:
     folder = tmp_path / "m"
     shutil.copytree(directory, folder)
     config = parse_config("subject: {photos: p, class_noun: x}", "x", [f"model.uri={folder}"])
-    check_method(config, model_directory(str(folder)))
+    check_training_settings(config, model_directory(str(folder)))
     change_json(folder / "scheduler/scheduler_config.json", {"timestep_spacing": "trailing"})
     with pytest.raises(ConfigError, match=r"model\.uri=.*distilled"):
-        check_method(config, model_directory(str(folder)))
+        check_training_settings(config, model_directory(str(folder)))

@@ -101,6 +101,6 @@ def test_saved_features_give_the_same_prediction(engine: Engine) -> None:
 def test_a_photographs_frame_is_that_of_the_script(tmp_path: Path) -> None:
     """Its recording was made with photographs of 48 by 40 pixels at a resolution of 32."""
     Image.new("RGB", (48, 40)).save(tmp_path / "0.png")
-    (photograph,) = read_subject_photographs(tmp_path, "a robot", ShapeRule.of_square(32))
+    (photograph,) = read_subject_photographs(tmp_path, "a robot", ShapeRule.make_square_rule(32))
     recorded = load_golden("sdxl")["plain"].steps[0].tensors["input.time_ids"][0]
     assert list(photograph.size_conditioning) == recorded.tolist() == [40, 48, 0, 3, 32, 32]

@@ -10,7 +10,7 @@ from dreambooth_ray.errors import ConfigError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.models.families.z_image import FAMILY, SMALL, TURBO
 from dreambooth_ray.models.family import find_family
-from dreambooth_ray.models.model_checks import check_method
+from dreambooth_ray.models.model_checks import check_training_settings
 from dreambooth_ray.models.model_defaults import fill_model_defaults
 from dreambooth_ray.models.model_directory import model_directory
 from tests.families.hostile_directories import DAMAGES
@@ -37,7 +37,7 @@ def test_the_scheduler_tells_which_one_it_is(directories: dict[str, Path]) -> No
 def test_a_distilled_model_is_not_trained(directories: dict[str, Path]) -> None:
     config = parse_config(SUBJECT, "x", ["model.uri=turbo", "train.method=lora"])
     with pytest.raises(ConfigError, match=r"model.uri='turbo' is a Z-Image-Turbo: it is distilled"):
-        check_method(config, directories["z-image-turbo"])
+        check_training_settings(config, directories["z-image-turbo"])
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_it_can_not_do_is_refused(
     method = [] if "method" in setting else ["train.method=lora"]
     config = parse_config(SUBJECT, "x", [*method, setting])
     with pytest.raises(ConfigError, match=words):
-        check_method(config, directories["z-image"])
+        check_training_settings(config, directories["z-image"])
 
 
 def test_what_a_configuration_leaves_open_is_the_familys() -> None:

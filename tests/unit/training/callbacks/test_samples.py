@@ -12,7 +12,7 @@ from dreambooth_ray.models.model_directory import model_directory
 from dreambooth_ray.sampling.engine import Engine
 from dreambooth_ray.sampling.request import Request
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.callbacks.samples import PromptSampler
+from dreambooth_ray.training.callbacks.samples import TrainingImageSampler
 from dreambooth_ray.training.run_state import read_run_state
 from tests.unit.training.fitted import Fitted
 
@@ -38,7 +38,7 @@ def test_samples_are_what_the_bundle_gives(
         track=run, keep=True,
     )  # fmt: skip
     config = fitted.module.config
-    ((prompt, sample),) = PromptSampler(config, sd21).sample_images(fitted.module)
+    ((prompt, sample),) = TrainingImageSampler(config, sd21).sample_images(fitted.module)
     assert prompt == ("a <sks> robot" if "learned" in overrides[0] else "a sks robot")
     export_bundle(config, sd21, run, read_run_state(run, config))
     bundle = tmp_path / "run" / "bundle"

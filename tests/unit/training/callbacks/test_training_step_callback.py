@@ -132,7 +132,7 @@ def test_a_validation_that_fails_is_counted_in_the_metrics(
     def fail(_: ValidationSet) -> None:
         raise OSError("class image 4 is gone")
 
-    monkeypatch.setattr(ValidationSet, "make_batches", fail)
+    monkeypatch.setattr(ValidationSet, "make_all_batches", fail)
     disturbed = fit("validation.every=2", "prior.count=5", "validation.class_images=2")
     assert_whole(disturbed, undisturbed, run)
     assert [r.get(FAILURES) for r in read_metrics(run)] == [None, 1, 2]

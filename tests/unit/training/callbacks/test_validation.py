@@ -5,7 +5,7 @@ import torch
 
 from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.config.training import ValidationConfig
-from dreambooth_ray.data.subject import read_configured_photographs, split_photographs
+from dreambooth_ray.data.subject import read_photographs_for_subject_config, split_photographs
 from dreambooth_ray.errors import ConfigError, DataError
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training.callbacks.side_work import SideWork
@@ -55,7 +55,7 @@ def test_examples_are_fixed_and_use_the_averaged_weights(run: Fitted) -> None:
 
 
 def test_what_is_validated_is_not_trained_on(run: Fitted) -> None:
-    batches = run.validation_set.make_batches()
+    batches = run.validation_set.make_all_batches()
     assert run.validation_set.num_examples == (1 + 2) * 4
     assert sum(len(b.latents) - b.num_photographs for b in batches) >= 2 * 4
     dataset = run.trainer.train_dataloader.dataset
@@ -92,7 +92,7 @@ def test_something_must_be_left_to_train_on(photos: Path) -> None:
     text = f"subject: {{photos: {photos}, class_noun: robot}}\ntrain: {{resolution: 64}}"
     config = parse_config(text, "x", ["validation.every=5", "validation.held_out=3"])
     with pytest.raises(DataError, match="leaves none of the 3 photographs"):
-        split_photographs(config, read_configured_photographs(config, config.subject))
+        split_photographs(config, read_photographs_for_subject_config(config, config.subject))
     with pytest.raises(ConfigError, match=r"less validation\.class_images=4"):
         parse_config(text, "x", ["validation.every=5", "prior.count=4"])
     with pytest.raises(ConfigError, match=r"validation\.bins=3"):

@@ -8,7 +8,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import CheckpointError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.storage.transfer import SentFile
+from dreambooth_ray.storage.transfer import UploadRecord
 from dreambooth_ray.training.checkpoint import download, retention
 from dreambooth_ray.training.checkpoint.convert import load_trained_weights
 
@@ -181,7 +181,7 @@ class Mortal(Store):
         self._die()
         return super().create(name, data)
 
-    def upload(self, local: Path, name: str) -> SentFile:
+    def upload(self, local: Path, name: str) -> UploadRecord:
         self._die()
         return super().upload(local, name)
 

@@ -18,7 +18,7 @@ from dreambooth_ray.config.load import parse_config
 from dreambooth_ray.errors import CheckpointError, StorageError
 from dreambooth_ray.storage import fence, holder, lease, manifest, paths
 from dreambooth_ray.storage.lease import Lease, LeaseLostError
-from dreambooth_ray.storage.lease_keeper import LeaseWaiter, run_leases
+from dreambooth_ray.storage.lease_keeper import LeaseWaiter, get_run_lease_files
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.training import metrics_log
 from dreambooth_ray.training.checkpoint import download, retention
@@ -51,7 +51,11 @@ class Contest:
             with contextlib.suppress(StorageError, CheckpointError):
                 newest = fence.read_history(store).newest_lease
                 waiter = LeaseWaiter(
-                    run_leases(store, actor.clock), LEASE_S, 1e9, lambda _: None, actor.pause
+                    get_run_lease_files(store, actor.clock),
+                    LEASE_S,
+                    1e9,
+                    lambda _: None,
+                    actor.pause,
                 )
                 held = waiter.take(newest + 1)
                 if self.train(actor, store, held):
@@ -61,7 +65,7 @@ class Contest:
 
     def train(self, actor: Actor, store: Store, held: Lease) -> bool:
         """Whether the run is finished."""
-        fence.record_takeover(store, held.number)
+        fence.record_resumed_step(store, held.number)
         folder = self.folder / f"restored-{next(self.numbers)}"
         restored = download.download_newest_checkpoint(store, folder)
         trained = json.loads(restored.state.read_text()) if restored else []
@@ -157,7 +161,7 @@ def test_the_schedules_do_what_they_are_for(tmp_path: Path) -> None:
         void: set[fence.CheckpointId] = set()
         store = Store(contest.uri)
         contest.turns.run(
-            lambda: void.update(fence.read_history(store).void_checkpoints),  # noqa: B023
+            lambda: void.update(fence.read_history(store).voided_checkpoints),  # noqa: B023
             ODDS,
         )
         counts["followed"] += fence.read_history(store).newest_lease - 1

@@ -13,7 +13,7 @@ from dreambooth_ray.pipeline import make_worker_job
 from dreambooth_ray.preparation import PreparedRun
 from dreambooth_ray.runs import is_finished, open_run
 from dreambooth_ray.storage import fence, paths
-from dreambooth_ray.storage.lease_keeper import run_leases
+from dreambooth_ray.storage.lease_keeper import get_run_lease_files
 from dreambooth_ray.storage.store import Store
 from dreambooth_ray.toyworld.photoshoot import write_photographs
 from dreambooth_ray.training.metrics_log import read_metrics
@@ -116,7 +116,7 @@ def test_every_subject_ends_by_itself_in_a_run_as_any_other(
         assert state.is_bundled
         assert (run.local_path("bundle") / "adapter/unet/adapter_model.safetensors").is_file()
     assert not is_finished(fleet.run("sick"))
-    assert all(run_leases(fleet.run(name)).read_newest().is_free for name in events)
+    assert all(get_run_lease_files(fleet.run(name)).read_newest().is_free for name in events)
     assert Store(str(tmp_path / "out")).names("catalog")
 
 

@@ -8,8 +8,8 @@ import pytest
 from dreambooth_ray.errors import DreamBoothError
 from dreambooth_ray.models.components import load_components
 from dreambooth_ray.storage.store import Store
-from dreambooth_ray.training.callbacks.samples import PromptSampler
-from dreambooth_ray.training.slots.solo_network import SoloNetworks
+from dreambooth_ray.training.callbacks.samples import TrainingImageSampler
+from dreambooth_ray.training.slots.solo_network import SoloNetworkCache
 from tests.unit.training.fitted import Fitted
 from tests.unit.training.slots.slotted import LORA, Slotted
 from tests.unit.training.slots.test_slot_trainer import assert_close
@@ -63,7 +63,7 @@ def test_sample_images_in_company_are_those_alone(
     slotted.trainer.step()
     ((prompt, image),) = slotted.evaluations[subject].sample(subject)
     alone = Fitted(tiny_model, photos, priors, *LORA, *shared, "seed=5", *own)
-    sampler = PromptSampler(alone.module.config, tiny_model)
+    sampler = TrainingImageSampler(alone.module.config, tiny_model)
     ((expected_prompt, expected),) = sampler.sample_images(alone.module)
     assert prompt == expected_prompt
     assert np.abs(image.astype(int) - expected).max() <= 1
@@ -100,7 +100,7 @@ def test_a_failed_look_ends_nothing(
     def fail(*_: object) -> None:
         raise DreamBoothError("no memory for that")
 
-    monkeypatch.setattr(SoloNetworks, "load", fail)
+    monkeypatch.setattr(SoloNetworkCache, "load", fail)
     while slotted.trainer.subjects:
         slotted.step()
     assert slotted.evaluations[subject].sample(subject) == []
