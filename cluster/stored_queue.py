@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cluster.fleet_queue import FleetEntry
 from dreambooth_ray.errors import PERMANENT, DreamBoothError, StorageError, describe_error
@@ -21,13 +21,17 @@ _RENEWALS_A_LEASE = 6
 _CLAIM_LOST = "another process has taken it over: storage had not heard of this one in time"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _HeldWork:
-    """Work of this process, and the run that it is; None until that is opened."""
+    """Work of this process, and the run that it is; None until that is opened.
+
+    is_lost: whether the last renewal of its claim failed, which is said once
+    """
 
     entry: FleetEntry
     work: ClaimedWork
-    run: PreparedRun | None
+    run: PreparedRun | None = None
+    is_lost: bool = False
 
 
 class StoredQueue:
@@ -62,7 +66,6 @@ class StoredQueue:
         self._interval_s, self._most_at_once = interval_s, most_at_once
         self._most_of_owner, self._ahead = most_of_owner, list[FleetEntry]()
         self._held: dict[str, _HeldWork] = {}
-        self._lost_ids: set[str] = set()
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._must_yield = must_yield
         self._empty_since_s: float | None = None
@@ -134,11 +137,9 @@ class StoredQueue:
 
     def _adopt_claim(self, work: ClaimedWork) -> bool:
         """Whether it is what this process is doing: its claim was lost, and nobody else has it."""
-        with self._lock:
-            held_work = self._held.get(work.record.id)
-            if held_work is not None:
-                self._held[work.record.id] = replace(held_work, work=work)
-                self._lost_ids.discard(work.record.id)
+        held_work = self._held.get(work.record.id)
+        if held_work is not None:
+            held_work.work = work
         return held_work is not None
 
     def _prepare_claimed_work(self, work: ClaimedWork) -> FleetEntry | None:
@@ -151,14 +152,12 @@ class StoredQueue:
         self._entries[entry.id] = entry
         # Before it is prepared, which may take longer than a lease: a model may be downloaded.
         with self._lock:
-            held_work = self._held[entry.id] = _HeldWork(entry, work, None)
+            held_work = self._held[entry.id] = _HeldWork(entry, work)
         try:
-            prepared_run = self._prepare(work_record)
+            held_work.run = self._prepare(work_record)
         except DreamBoothError as reason:
             preparation_error = reason
         else:
-            with self._lock:
-                self._held[entry.id] = replace(held_work, run=prepared_run)
             return entry
         may_retry = not isinstance(preparation_error, PERMANENT)
         elapsed_s = time.monotonic() - start_s
@@ -233,10 +232,10 @@ class StoredQueue:
 
     def _renew_all_claims(self) -> None:
         with self._lock:
-            works = [held_work.work for held_work in self._held.values()]
-        for work in works:
-            if not self._queue.renew(work) and work.record.id not in self._lost_ids:
-                self._lost_ids.add(work.record.id)
-                self._say(f"{work.record.id}: {_CLAIM_LOST}")
+            all_held_work = list(self._held.values())
+        for held_work in all_held_work:
+            was_lost, held_work.is_lost = held_work.is_lost, not self._queue.renew(held_work.work)
+            if held_work.is_lost and not was_lost:
+                self._say(f"{held_work.entry.id}: {_CLAIM_LOST}")
         if self._queue.requeue_abandoned_work(self._lease_s):
             self._empty_since_s = None

@@ -14,7 +14,7 @@ from dreambooth_ray.config.load import (
     parse_config,
     parse_storage_option_overrides,
 )
-from dreambooth_ray.config.machines import ClusterConfig
+from dreambooth_ray.config.machines import MACHINE_SECTIONS, ClusterConfig
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.remote_images import is_remote_uri
 from dreambooth_ray.data.run_inputs import RunInputs
@@ -267,9 +267,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _run_identity_fields(config: Config) -> dict[str, object]:
     """What makes two configurations the same run: all but where it runs and what it keeps."""
-    run_identity_fields = config.model_dump(
-        mode="json", exclude={"cluster", "memory", "storage", "checkpoint"}
-    )
+    run_identity_fields = config.model_dump(mode="json", exclude=set(MACHINE_SECTIONS))
     if config.choice.rule == "last":
         # Nothing is evaluated, whatever by.
         run_identity_fields["choice"]["protocol"] = None

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from dreambooth_ray.config.load import dump_config
+from dreambooth_ray.config.machines import MACHINE_SECTIONS
 from dreambooth_ray.config.schema import Config
 from dreambooth_ray.data.run_inputs import read_model_pins
 from dreambooth_ray.errors import CheckpointError
@@ -32,8 +33,6 @@ from dreambooth_ray.training.checkpoint.download import CheckpointFiles, downloa
 from dreambooth_ray.training.metrics_log import read_metrics
 from dreambooth_ray.training.run_state import RunState
 
-# What a run does not depend on: a resume may change it.
-_MACHINE_SECTIONS = ("cluster", "memory", "storage", "checkpoint")
 _CARD = """\
 # {title}
 
@@ -227,7 +226,7 @@ def _render_card(
         text_encoder="yes" if config.train.text_encoder else "no",
         first=sum(losses[:tenth_of_steps]) / tenth_of_steps,
         last=sum(losses[-tenth_of_steps:]) / tenth_of_steps,
-        config=dump_config(config, _MACHINE_SECTIONS),
+        config=dump_config(config, MACHINE_SECTIONS),
     )
 
 

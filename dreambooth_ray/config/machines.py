@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from dreambooth_ray.config.section import PathText, Section, Text
 
+# The sections of this module, in a configuration: what a run learns does not depend on them.
+MACHINE_SECTIONS = ("cluster", "memory", "storage", "checkpoint")
 # Keys of metrics.jsonl of which the lowest is best.
 _LOSS = re.compile(r"(val_)?((instance|prior)_)?loss|output_loss|val_(instance|prior)_loss_bin\d+")
 

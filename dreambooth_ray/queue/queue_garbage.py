@@ -22,8 +22,9 @@ from dreambooth_ray.queue.work_records import (
     parse_ended_mark_name,
     work_record_path,
 )
-from dreambooth_ray.storage.file_listing import ListedFile, list_files
+from dreambooth_ray.storage.file_listing import ListedFile, find_modified_s, list_files
 from dreambooth_ray.storage.garbage import LEASE_S, Garbage
+from dreambooth_ray.storage.lease import LeaseFiles
 from dreambooth_ray.storage.local_files import remove_empty_folder_tree
 from dreambooth_ray.storage.store import Store
 
@@ -124,8 +125,12 @@ def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) 
     claims: where its claims lie, in a folder of its own that goes as well; ends: all its marks
     """
     work_id = ends[0].id
-    silent_lease = _find_silent_lease(claims, work_id)
-    lease = Claims(claims).claim(work_id, _LEASE_S, silent_lease=silent_lease)
+    work_claims = Claims(claims)
+    lease = work_claims.claim(work_id, _LEASE_S)
+    if lease is None:
+        lease_files = work_claims.lease_files(work_id, _LEASE_S)
+        if (silent_lease := _find_silent_lease(claims, lease_files)) is not None:
+            lease = work_claims.claim(work_id, _LEASE_S, silent_lease=silent_lease)
     if lease is None:
         return False
     if _is_work_open(queue, work_id):
@@ -141,17 +146,13 @@ def remove_ended_work(queue: Store, claims: Store, ends: tuple[EndedWork, ...]) 
     return True
 
 
-def _find_silent_lease(claims: Store, work_id: str) -> int | None:
+def _find_silent_lease(claims: Store, files: LeaseFiles) -> int | None:
     """Of a runner that died between the mark of the end and giving its lease back."""
-    files = Claims(claims).lease_files(work_id, _LEASE_S)
     newest_number = files.newest_lease_number()
     if newest_number is None:
         return None
-    name = files.lease_file_name(newest_number)
-    is_silent = any(
-        f"{work_id}/{listed_file.name}" == name and time.time() - listed_file.modified_s > LEASE_S
-        for listed_file in list_files(claims, work_id)
-    )
+    written_s = find_modified_s(claims, files.lease_file_name(newest_number))
+    is_silent = written_s is not None and time.time() - written_s > LEASE_S
     return newest_number if is_silent else None
 
 

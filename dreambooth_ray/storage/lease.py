@@ -159,7 +159,7 @@ class Lease:
         """
         self.number, self.previous_holder = number, previous_holder
         self._files, self._holder, self._renewed_at_s = files, holder, renewed_at_s
-        self._is_given_back, self._write_lock = False, threading.Lock()
+        self._write_lock = threading.Lock()
 
     @property
     def renew_interval_s(self) -> float:
@@ -178,7 +178,7 @@ class Lease:
         raises: LeaseLostError if another has taken over, StorageError or OSError
         """
         with self._write_lock:
-            if self._is_given_back:
+            if self._holder.nonce in _dropped_nonces:
                 return
             renewal_began_s = self._files.clock()
             self._check_not_lost()
@@ -190,20 +190,16 @@ class Lease:
 
     def _check_not_lost(self) -> None:
         """By number, and by its file: what is removed and made anew counts from the beginning."""
-        newest_lease_number = self._files.newest_lease_number() or 0
-        if newest_lease_number > self.number:
+        newest_lease = self._files.read_newest()
+        if newest_lease.number > self.number:
             raise LeaseLostError(
                 f"{self._files.store.uri} has been taken over by another process while this one "
                 "was silent, and two would spoil it; that one goes on"
             )
-        try:
-            stored_lease = self._files.store.read(self._files.lease_file_name(self.number))
-        except FileNotFoundError:
-            stored_nonce = None
-        else:
-            stored_nonce = parse_lease_holder(stored_lease).nonce
+        is_there = newest_lease.number == self.number and newest_lease.content != b""
+        stored_nonce = (newest_lease.holder or Holder()).nonce
         # One without a nonce is damaged, and written anew.
-        if stored_nonce is None or stored_nonce not in ("", self._holder.nonce):
+        if not is_there or stored_nonce not in ("", self._holder.nonce):
             raise LeaseLostError(
                 f"{self._files.store.uri} has been removed by another process while this one was "
                 "silent; what is there now, if anything, is not this one's"
@@ -222,5 +218,4 @@ class Lease:
 
     def abandon(self) -> None:
         """Hold it no more, without a word to others: they have to wait, this process need not."""
-        self._is_given_back = True
         _dropped_nonces.add(self._holder.nonce)
