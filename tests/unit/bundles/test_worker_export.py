@@ -128,7 +128,8 @@ def test_two_holders_of_one_checkpoint_write_the_same_bytes(
             job_of(holders_config, run, tiny_model), local_checkpoint
         )
         folder = run.local_path(paths.BUNDLE)
-        bundles.append({p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()})
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        bundles.append({str(path.relative_to(folder)): path.read_bytes() for path in files})
         shutil.rmtree(folder)
     assert bundles[0] == bundles[1]
     assert b"workers" not in bundles[0]["card.md"]
