@@ -139,7 +139,8 @@ class StoredQueue:
         """Whether it is what this process is doing: its claim was lost, and nobody else has it."""
         held_work = self._held.get(work.record.id)
         if held_work is not None:
-            held_work.work = work
+            held_work.work, held_work.is_lost = work, False
+            held_work.entry.tries = work.num_failures + 1
         return held_work is not None
 
     def _prepare_claimed_work(self, work: ClaimedWork) -> FleetEntry | None:

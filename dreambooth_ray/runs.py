@@ -218,7 +218,8 @@ def delete_run(run: Store, say: Callable[[str], None] = print) -> None:
     """
     with LeaseKeeper(LeaseWaiter(get_run_lease_files(run), ClusterConfig().lease_s, say=say), say):
         withdraw_run(run)
-        for child_name in run.names():
+        # Its configuration last: what was cut off before is still known as a run.
+        for child_name in sorted(run.names(), key=lambda name: name == paths.CONFIG):
             if child_name != paths.LEASES:
                 run.remove(child_name)
     run.remove("")

@@ -78,11 +78,14 @@ def remove(
 ) -> None:
     """Take what a run has made out of the catalog: it is no longer served. Its files stay."""
     from dreambooth_ray.runs import delete_run, read_run_config
+    from dreambooth_ray.storage import paths
     from dreambooth_ray.storage.store import Store
     from dreambooth_ray.storage.version_catalog import withdraw_run
 
     run_store = Store(run)
-    read_run_config(run_store)
+    # One that can't be read, or was half deleted, is deleted all the same.
+    if not (files and (run_store.exists(paths.CONFIG) or run_store.names(paths.LEASES))):
+        read_run_config(run_store)
     if files:
         delete_run(run_store, lambda line: print(line, file=sys.stderr, flush=True))
     else:

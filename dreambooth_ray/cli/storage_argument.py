@@ -19,7 +19,9 @@ StorageArguments = Annotated[
         help="storage.uri of the runs, or a recipe; storage.uri=... and storage.options.name=...",
     ),
 ]
-_KNOWN_FOLDERS = ("runs", "priors", "photographs", "catalog", "serve", "fleets")
+_KNOWN_FOLDERS = (
+    "runs", "priors", "photographs", "catalog", "serve", "fleets", "queue", "models",
+)  # fmt: skip
 
 
 def read_storage(arguments: list[str] | None) -> "StorageConfig":

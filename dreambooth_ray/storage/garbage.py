@@ -94,7 +94,9 @@ def find_garbage(
 def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
     """Remove it, unless a run has come to use it meanwhile; whether it was removed."""
     is_half_upload = _ARTIFACT_FOLDER.fullmatch(item.name) is not None
-    if not is_half_upload:
+    if is_half_upload and _may_be_committed(storage, item.name):
+        return False
+    if item.name.startswith((f"{paths.PRIORS}/", _PHOTOGRAPHS)) and not is_half_upload:
         run_references = _read_all_references(storage, now_s)
         if any(reference.problem for reference in run_references):
             return False
@@ -119,6 +121,18 @@ def remove_garbage(storage: Store, item: Garbage, now_s: float) -> bool:
     return True
 
 
+def _may_be_committed(storage: Store, folder: str) -> bool:
+    """Whether a half upload was finished since it was found: a pointer names it, or is damaged."""
+    artifact_name, _, nonce = folder.rpartition("-")
+    try:
+        pointed_folder = str(json.loads(storage.read(f"{artifact_name}.json"))["folder"])
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True
+    return pointed_folder.endswith(f"-{nonce}")
+
+
 def _read_all_references(storage: Store, now_s: float) -> list[RunReferences]:
     """What each run holds, also those that have begun while others were read."""
     references_by_run: dict[str, RunReferences] = {}
@@ -139,8 +153,13 @@ def read_run_references(storage: Store, run_id: str, now_s: float) -> RunReferen
         prior_set_digest = str(json.loads(run_store.read(paths.PRIOR_USE))["set"])
     except FileNotFoundError:
         pass
+    except NotADirectoryError:  # a file that something else has left among the runs
+        return RunReferences(run_id, None, frozenset(), is_held=True)
     except (ValueError, KeyError, TypeError) as error:
-        problem = f"{run_store.uri}/{paths.PRIOR_USE} is damaged ({error!r}); remove that file"
+        problem = (
+            f"{run_store.uri}/{paths.PRIOR_USE} is damaged ({error!r}); remove it, and class "
+            "images are made again where they are needed"
+        )
         return RunReferences(run_id, None, frozenset(), is_held=True, problem=problem)
     try:
         config = parse_config(run_store.read(paths.CONFIG).decode(), run_store.uri, [])

@@ -8,6 +8,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 # Of leases that do not say how long they last: those of earlier versions.
 DEFAULT_LEASE_S = 90.0
@@ -63,12 +64,19 @@ def parse_lease_holder(content: bytes, default_lease_s: float = DEFAULT_LEASE_S)
     """What a lease says; what is missing, malformed or of another version is left as unknown."""
     unknown_holder = Holder(lease_s=default_lease_s)
     try:
-        stored_fields = json.loads(content)
-        return replace(
-            unknown_holder, **{name: stored_fields[name] for name in stored_fields.keys() & _FIELDS}
-        )
+        stored_fields: dict[str, Any] = json.loads(content)
+        known_fields = {
+            name: stored_fields[name]
+            for name in stored_fields.keys() & _FIELDS
+            if _has_type_of(stored_fields[name], getattr(unknown_holder, name))
+        }
     except (ValueError, TypeError, AttributeError):
         return unknown_holder
+    return replace(unknown_holder, **known_fields)
+
+
+def _has_type_of(value: object, default: object) -> bool:
+    return isinstance(value, (float, int) if isinstance(default, float) else type(default))
 
 
 def make_process_holder(lease_s: float, purpose: str = "") -> Holder:

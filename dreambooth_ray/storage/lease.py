@@ -11,6 +11,7 @@ beyond the point at which a newer one took over is ignored (`fence.py`).
 """
 
 import contextlib
+import math
 import re
 import threading
 import time
@@ -181,7 +182,12 @@ class Lease:
             if self._holder.nonce in _dropped_nonces:
                 return
             renewal_began_s = self._files.clock()
-            self._check_not_lost()
+            try:
+                self._check_not_lost()
+            except LeaseLostError:
+                # Also where this clock stood still: nothing is written by this lease any more.
+                self._renewed_at_s = -math.inf
+                raise
             self._holder = self._holder.renewed()
             self._files.store.write(
                 self._files.lease_file_name(self.number), self._holder.as_json()
@@ -190,20 +196,24 @@ class Lease:
 
     def _check_not_lost(self) -> None:
         """By number, and by its file: what is removed and made anew counts from the beginning."""
-        newest_lease = self._files.read_newest()
-        if newest_lease.number > self.number:
+        if (self._files.newest_lease_number() or 0) > self.number:
             raise LeaseLostError(
                 f"{self._files.store.uri} has been taken over by another process while this one "
                 "was silent, and two would spoil it; that one goes on"
             )
-        is_there = newest_lease.number == self.number and newest_lease.content != b""
-        stored_nonce = (newest_lease.holder or Holder()).nonce
-        # One without a nonce is damaged, and written anew.
-        if not is_there or stored_nonce not in ("", self._holder.nonce):
+        if not self._is_file_own():
             raise LeaseLostError(
                 f"{self._files.store.uri} has been removed by another process while this one was "
                 "silent; what is there now, if anything, is not this one's"
             )
+
+    def _is_file_own(self) -> bool:
+        try:
+            content = self._files.store.read(self._files.lease_file_name(self.number))
+        except FileNotFoundError:
+            return False
+        # One without a nonce is damaged, and written anew.
+        return parse_lease_holder(content).nonce in ("", self._holder.nonce)
 
     def release(self) -> None:
         """Give it back: whoever comes next need not wait.
@@ -213,6 +223,8 @@ class Lease:
         self.abandon()
         # After a renewal that is on its way: its answer would be the last word.
         with self._write_lock:
+            if not self._is_file_own():
+                return  # followed, or removed and perhaps another's by now
             released_content = replace(self._holder.renewed(), released=True).as_json()
             self._files.store.write(self._files.lease_file_name(self.number), released_content)
 

@@ -30,6 +30,13 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 def create_by_link(path: Path, data: bytes) -> bool:
     """Make a file unless one of that name is there; whether it was made."""
+    try:
+        return _link_new_file(path, data)
+    except FileNotFoundError:  # its folder was removed while it was made
+        return _link_new_file(path, data)
+
+
+def _link_new_file(path: Path, data: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = Path(f"{path}.{uuid.uuid4().hex}.partial")
     try:

@@ -63,3 +63,17 @@ def test_a_run_is_removed_with_its_files_or_without(call, config) -> None:  # ty
     assert run.names() == []
     code, _, err = call("catalog", "remove", run.uri)
     assert (code, "is not a run" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "leases/000001.json"])
+def test_a_run_that_can_not_be_read_is_removed_with_its_files(  # type: ignore[no-untyped-def]
+    call, tmp_path: Path, name: str
+) -> None:
+    """Of another version, damaged, or half deleted."""
+    run = Store(str(tmp_path / "runs/mine"))
+    run.write(name, b'{"released": true}')
+    run.write("metrics.jsonl", b"")
+    assert call("catalog", "remove", run.uri)[0] == 2
+    assert call("catalog", "remove", run.uri, "--files")[0] == 0
+    assert run.names() == []
+    assert call("catalog", "remove", run.uri, "--files")[0] == 2

@@ -170,6 +170,7 @@ def test_what_was_lost_and_given_back_is_not_begun_twice(stored: Stored) -> None
         assert other.give_back(work, has_failed=True)
         assert queue.next() is None
         assert list(queue._held) == ["a"]
+        assert entry.tries == 2
         queue.finish(entry, None, 1.0)
     assert stored.ended == {"a": "done"}
 

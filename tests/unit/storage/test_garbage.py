@@ -12,7 +12,7 @@ from dreambooth_ray.data.remote_images import upload_photographs
 from dreambooth_ray.errors import StorageError
 from dreambooth_ray.storage import manifest, paths
 from dreambooth_ray.storage.file_listing import list_files
-from dreambooth_ray.storage.garbage import find_garbage, remove_garbage
+from dreambooth_ray.storage.garbage import Garbage, find_garbage, remove_garbage
 from dreambooth_ray.storage.store import Store
 
 HOUR_S = 3600.0
@@ -166,6 +166,32 @@ def test_what_a_run_that_can_not_be_read_may_use_stays(
     assert "run mine uses" in messages[0] and name in messages[0]
     assert manifest.find_damage(storage, "photographs/used") is None
     assert manifest.find_damage(storage, "photographs/unused") is None
+
+
+def test_what_no_run_uses_goes_though_one_can_not_be_read(storage: Store) -> None:
+    """Images whose URL has expired and ended jobs: others find them, and this removes them."""
+    storage.write("runs/mine/config.yaml", b"of: another version")
+    storage.write("serve/images/old.png", b"image")
+    item = Garbage("serve/images/old.png", "expired", 5, 0.0)
+    assert remove_garbage(storage, item, time.time())
+    assert not storage.exists("serve/images/old.png")
+
+
+def test_an_upload_that_was_finished_meanwhile_stays(storage: Store, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_text("content")
+    folder = f"{paths.model('one')}-{NONCE}"
+    entries = manifest.upload_files(storage, folder, tmp_path / "in")
+    (item,) = find_garbage(storage, time.time() + 1, time.time())
+    manifest.commit_uploaded(storage, paths.model("one"), folder, entries, {})
+    assert not remove_garbage(storage, item, time.time())
+    assert manifest.find_damage(storage, paths.model("one")) is None
+
+
+def test_a_file_among_the_runs_is_passed_over(storage: Store, tmp_path: Path) -> None:
+    garbage = plant_everything(storage, tmp_path)
+    storage.write("runs/.DS_Store", b"of a file manager")
+    assert find_names(storage) == garbage
 
 
 def test_a_storage_that_refuses_a_run_ends_the_search(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth_ray.errors import StorageError
-from dreambooth_ray.storage.holder import Holder, make_process_holder
+from dreambooth_ray.storage.holder import Holder, make_process_holder, parse_lease_holder
 from dreambooth_ray.storage.lease import (
     Lease,
     LeaseFiles,
@@ -169,6 +169,35 @@ def test_a_holder_of_what_was_removed_learns_of_it(run: Store) -> None:
     with pytest.raises(LeaseLostError, match="has been removed by another process"):
         lease.renew()
     other.renew()
+
+
+def test_who_was_removed_gives_nothing_back(run: Store) -> None:
+    """Neither to one who began anew, nor so that what was removed is there again."""
+    lease = take(run)
+    run.remove(LEASES)
+    lease.release()
+    assert run.names(LEASES) == []
+    lease = take(run)
+    run.remove(LEASES)
+    other = take(run)
+    lease.release()
+    assert not get_run_lease_files(run).read_newest().is_free
+    other.renew()
+
+
+def test_a_lost_lease_has_no_time_left(run: Store) -> None:
+    """Also where this process's clock stood still meanwhile."""
+    lease = take(run)
+    run.remove(LEASES)
+    with pytest.raises(LeaseLostError):
+        lease.renew()
+    assert lease.seconds_until_expiry < 0
+
+
+@pytest.mark.parametrize("field", ["lease_s", "released", "nonce", "pid"])
+def test_a_value_of_another_type_is_left_as_unknown(field: str) -> None:
+    holder = parse_lease_holder(json.dumps({field: [], "host": "far"}).encode())
+    assert holder == Holder(host="far")
 
 
 def test_a_lease_given_back_is_not_renewed(run: Store) -> None:

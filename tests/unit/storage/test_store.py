@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -96,6 +97,21 @@ def test_what_is_created_is_on_disk_before_it_has_its_name(
     monkeypatch.setattr(os, "fsync", note)
     Store(str(tmp_path)).create("pointer", b"content")
     assert synced == [b"content"]
+
+
+def test_a_folder_that_goes_while_a_file_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Path.hardlink_to
+
+    def remove_folder_first(path: Path, target: Path) -> None:
+        monkeypatch.undo()
+        shutil.rmtree(path.parent)
+        link(path, target)
+
+    monkeypatch.setattr(Path, "hardlink_to", remove_folder_first)
+    assert Store(str(tmp_path)).create("folder/file", b"content")
+    assert Store(str(tmp_path)).read("folder/file") == b"content"
 
 
 class ClientError(Exception):
